@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The user's directory: packed for the guest, and what changed brought back.
