@@ -12,31 +12,20 @@ use midge_tests::tree::Tree;
 
 /// Most lines with `unsafe` in product code, by crate. A ratchet: lower it when the count falls, and
 /// say in the commit why when it has to rise.
-const UNSAFE_MAX_LINES: [(&str, usize); 4] = [
-    ("guest-agent/protocol/", 0),
-    ("vmm/", 40),
-    ("guest-agent/src/", 40),
-    ("host/", 20),
-];
+const UNSAFE_MAX_LINES: [(&str, usize); 4] =
+    [("guest-agent/protocol/", 0), ("vmm/", 40), ("guest-agent/src/", 40), ("host/", 20)];
 
 /// Lowest share of test lines, in percent of all lines.
 const TEST_SHARE_MIN_PERCENT: usize = 45;
 
 fn tree() -> Tree {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ is below the root");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is below the root");
     Tree::read(root).expect("the tree can be read")
 }
 
 fn none(findings: Vec<Finding>) {
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    assert!(
-        lines.is_empty(),
-        "{} finding(s):\n{}",
-        lines.len(),
-        lines.join("\n")
-    );
+    assert!(lines.is_empty(), "{} finding(s):\n{}", lines.len(), lines.join("\n"));
 }
 
 fn over_sources(rule: impl Fn(&Source) -> Vec<Finding>) {
@@ -45,13 +34,7 @@ fn over_sources(rule: impl Fn(&Source) -> Vec<Finding>) {
 
 #[test]
 fn every_file_starts_with_licence_and_header() {
-    none(
-        tree()
-            .texts
-            .iter()
-            .flat_map(|(path, text)| rules::header(path, text))
-            .collect(),
-    );
+    none(tree().texts.iter().flat_map(|(path, text)| rules::header(path, text)).collect());
 }
 
 #[test]
@@ -73,11 +56,7 @@ fn limits_have_units() {
 fn imports_point_upwards() {
     let tree = tree();
     let mut findings = order::unlisted(&tree.sources, &order::CRATES);
-    findings.extend(
-        tree.sources
-            .iter()
-            .flat_map(|source| order::check(source, &order::CRATES)),
-    );
+    findings.extend(tree.sources.iter().flat_map(|source| order::check(source, &order::CRATES)));
     none(findings);
 }
 
@@ -92,12 +71,7 @@ fn unsafe_is_fenced() {
         });
         above.collect()
     };
-    none(
-        tree.sources
-            .iter()
-            .flat_map(|source| rules::unsafe_fence(source, &roots_of(source)))
-            .collect(),
-    );
+    none(tree.sources.iter().flat_map(|source| rules::unsafe_fence(source, &roots_of(source))).collect());
 }
 
 #[test]
@@ -112,10 +86,7 @@ fn unsafe_count_only_falls() {
             .collect();
         let count: usize = files.iter().map(|(count, _)| count).sum();
         let where_they_are: Vec<_> = files.iter().filter(|(count, _)| *count > 0).collect();
-        assert!(
-            count <= max,
-            "{prefix}: {count} unsafe lines, at most {max}: {where_they_are:?}"
-        );
+        assert!(count <= max, "{prefix}: {count} unsafe lines, at most {max}: {where_they_are:?}");
     }
 }
 
@@ -123,57 +94,30 @@ fn unsafe_count_only_falls() {
 fn no_place_of_ours_is_named() {
     // Put together here, so that this file does not name them either.
     let names = ["/wo|rk/", "/tmp/midge/P|LAN", "fetch_|library"].map(|name| name.replace('|', ""));
-    none(
-        tree()
-            .texts
-            .iter()
-            .flat_map(|(path, text)| rules::places(path, text, &names))
-            .collect(),
-    );
+    none(tree().texts.iter().flat_map(|(path, text)| rules::places(path, text, &names)).collect());
 }
 
 #[test]
 fn readme_has_exactly_two_set_up_commands() {
     let tree = tree();
     let readme = tree.text("README.md").expect("README.md is there");
-    none(rules::set_up_commands(
-        readme,
-        &["./dev demo", "./dev test"],
-    ));
+    none(rules::set_up_commands(readme, &["./dev demo", "./dev test"]));
 }
 
 #[test]
 fn every_seccomp_rule_names_its_caller() {
     let tree = tree();
-    let policies: Vec<_> = tree
-        .texts
-        .iter()
-        .filter(|(path, _)| path.starts_with("seccomp/") && path.ends_with(".json"))
-        .collect();
-    assert!(
-        policies.len() >= 3,
-        "a policy for each thread kind: main, vcpu, block"
-    );
-    none(
-        policies
-            .iter()
-            .flat_map(|(path, text)| rules::seccomp_policy(path, text))
-            .collect(),
-    );
+    let policies: Vec<_> =
+        tree.texts.iter().filter(|(path, _)| path.starts_with("seccomp/") && path.ends_with(".json")).collect();
+    assert!(policies.len() >= 3, "a policy for each thread kind: main, vcpu, block");
+    none(policies.iter().flat_map(|(path, text)| rules::seccomp_policy(path, text)).collect());
 }
 
 #[test]
 fn architecture_stays_readable() {
     let tree = tree();
-    let lines = tree
-        .text("ARCHITECTURE.md")
-        .expect("ARCHITECTURE.md is there")
-        .lines()
-        .count();
-    assert!(
-        lines <= 300,
-        "ARCHITECTURE.md has {lines} lines, at most 300"
-    );
+    let lines = tree.text("ARCHITECTURE.md").expect("ARCHITECTURE.md is there").lines().count();
+    assert!(lines <= 300, "ARCHITECTURE.md has {lines} lines, at most 300");
 }
 
 #[test]
@@ -182,23 +126,12 @@ fn figures() {
     for prefix in ["vmm/", "guest-agent/", "host/", ""] {
         println!(
             "figures of {}: {}",
-            if prefix.is_empty() {
-                "everything"
-            } else {
-                prefix
-            },
+            if prefix.is_empty() { "everything" } else { prefix },
             Figures::of(&tree.sources, prefix)
         );
     }
     let all = Figures::of(&tree.sources, "");
-    assert!(
-        all.median_lines <= 200,
-        "median file {} lines, at most 200",
-        all.median_lines
-    );
+    assert!(all.median_lines <= 200, "median file {} lines, at most 200", all.median_lines);
     let share = all.test_percent();
-    assert!(
-        share >= TEST_SHARE_MIN_PERCENT,
-        "tests are {share} % of the lines, at least {TEST_SHARE_MIN_PERCENT}"
-    );
+    assert!(share >= TEST_SHARE_MIN_PERCENT, "tests are {share} % of the lines, at least {TEST_SHARE_MIN_PERCENT}");
 }

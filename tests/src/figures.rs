@@ -31,10 +31,7 @@ impl Figures {
     /// Counts over the files whose path starts with `prefix`.
     #[must_use]
     pub fn of(sources: &[Source], prefix: &str) -> Self {
-        let files: Vec<&Source> = sources
-            .iter()
-            .filter(|source| source.path.starts_with(prefix))
-            .collect();
+        let files: Vec<&Source> = sources.iter().filter(|source| source.path.starts_with(prefix)).collect();
         let mut sizes: Vec<(usize, String)> = files
             .iter()
             .map(|source| (source.non_test_lines(), source.path.clone()))
@@ -50,11 +47,7 @@ impl Figures {
             test_lines: all - product_lines,
             median_lines: sizes.get(sizes.len() / 2).map_or(0, |(lines, _)| *lines),
             largest: sizes.last().cloned().unwrap_or_default(),
-            longest_function: files
-                .iter()
-                .filter_map(|source| longest(source))
-                .max()
-                .unwrap_or_default(),
+            longest_function: files.iter().filter_map(|source| longest(source)).max().unwrap_or_default(),
             doc_percent: (docs * 100).checked_div(product_lines).unwrap_or(0),
             unsafe_sites: files.iter().map(|source| unsafe_sites(source)).sum(),
         }
@@ -63,47 +56,24 @@ impl Figures {
     /// Test lines of all lines, in percent.
     #[must_use]
     pub fn test_percent(&self) -> usize {
-        (self.test_lines * 100)
-            .checked_div(self.test_lines + self.product_lines)
-            .unwrap_or(0)
+        (self.test_lines * 100).checked_div(self.test_lines + self.product_lines).unwrap_or(0)
     }
 }
 
 /// Lines with `unsafe` as a word of product code.
 #[must_use]
 pub fn unsafe_sites(source: &Source) -> usize {
-    source
-        .product_code()
-        .filter(|(_, code)| has_word(code, "unsafe"))
-        .count()
+    source.product_code().filter(|(_, code)| has_word(code, "unsafe")).count()
 }
 
 fn doc_lines(source: &Source) -> usize {
-    let lines = source
-        .raw
-        .iter()
-        .zip(&source.test)
-        .filter(|(_, test)| !**test);
-    lines
-        .filter(|(line, _)| {
-            line.trim_start().starts_with("///") || line.trim_start().starts_with("//!")
-        })
-        .count()
+    let lines = source.raw.iter().zip(&source.test).filter(|(_, test)| !**test);
+    lines.filter(|(line, _)| line.trim_start().starts_with("///") || line.trim_start().starts_with("//!")).count()
 }
 
 fn longest(source: &Source) -> Option<(usize, String)> {
-    let product = source
-        .functions()
-        .into_iter()
-        .filter(|function| !source.test[function.lines.start]);
-    product
-        .map(|function| {
-            (
-                function.lines.len(),
-                format!("{} in {}", function.name, source.path),
-            )
-        })
-        .max()
+    let product = source.functions().into_iter().filter(|function| !source.test[function.lines.start]);
+    product.map(|function| (function.lines.len(), format!("{} in {}", function.name, source.path))).max()
 }
 
 impl fmt::Display for Figures {
@@ -140,18 +110,8 @@ mod tests {
             Source::new("b/y.rs", "fn c() {}\n"),
         ];
         let figures = Figures::of(&sources, "a/");
-        assert_eq!(
-            (figures.files, figures.product_lines, figures.test_lines),
-            (1, 4, 4)
-        );
-        assert_eq!(
-            (
-                figures.unsafe_sites,
-                figures.doc_percent,
-                figures.test_percent()
-            ),
-            (1, 25, 50)
-        );
+        assert_eq!((figures.files, figures.product_lines, figures.test_lines), (1, 4, 4));
+        assert_eq!((figures.unsafe_sites, figures.doc_percent, figures.test_percent()), (1, 25, 50));
         assert_eq!(figures.longest_function, (3, "a in a/x.rs".to_owned()));
         assert_eq!(Figures::of(&sources, "").files, 2);
         assert_eq!(Figures::of(&sources, "none").test_percent(), 0);

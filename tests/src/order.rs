@@ -20,49 +20,40 @@ pub struct CrateOrder {
 
 /// All crates that are linked into a product binary, bottom-up.
 pub const CRATES: [CrateOrder; 4] = [
-    CrateOrder {
-        dir: "guest-agent/protocol/src",
-        name: "midge_protocol",
-        may_import: &[],
-        modules: &[],
-    },
+    CrateOrder { dir: "guest-agent/protocol/src", name: "midge_protocol", may_import: &[], modules: &[] },
     CrateOrder {
         dir: "vmm/src",
         name: "midge_vmm",
         may_import: &[],
         modules: &[
-            "config", "trace", "memory", "machine", "boot", "virtio", "disk", "block", "vsock",
-            "snapshot", "jail", "vm", "main",
+            "sys", "config", "trace", "memory", "machine", "boot", "virtio", "disk", "block", "vsock", "snapshot",
+            "jail", "vm", "main",
         ],
     },
-    CrateOrder {
-        dir: "guest-agent/src",
-        name: "midge_agent",
-        may_import: &["midge_protocol"],
-        modules: &[],
-    },
+    CrateOrder { dir: "guest-agent/src", name: "midge_agent", may_import: &["midge_protocol"], modules: &[] },
     CrateOrder {
         dir: "host/src",
         name: "midge",
         may_import: &["midge_protocol"],
         modules: &[
-            "error",
             "cache",
             "erofs",
             "kernel",
             "image",
-            "scratch",
             "initramfs",
+            "scratch",
             "probe",
             "emulated",
             "doctor",
+            "workspace",
+            "run_dir",
+            "timeline",
             "monitor",
+            "error",
             "link",
             "exec",
             "files",
-            "workspace",
             "sandbox",
-            "timeline",
             "bench",
             "cli",
             "main",
@@ -73,38 +64,23 @@ pub const CRATES: [CrateOrder; 4] = [
 /// Imports of `source` that point downwards in its crate's order, or to a crate it may not know.
 #[must_use]
 pub fn check(source: &Source, orders: &[CrateOrder]) -> Vec<Finding> {
-    let Some(order) = orders
-        .iter()
-        .find(|order| source.path.starts_with(&format!("{}/", order.dir)))
-    else {
+    let Some(order) = orders.iter().find(|order| source.path.starts_with(&format!("{}/", order.dir))) else {
         return Vec::new();
     };
-    let own = source.path[order.dir.len() + 1..]
-        .split(['/', '.'])
-        .next()
-        .unwrap_or_default();
+    let own = source.path[order.dir.len() + 1..].split(['/', '.']).next().unwrap_or_default();
     let own_rank = order.modules.iter().position(|module| *module == own);
     let mut found = Vec::new();
     for (line, code) in source.product_code() {
-        for other in orders
-            .iter()
-            .filter(|other| other.name != order.name && !order.may_import.contains(&other.name))
-        {
+        for other in orders.iter().filter(|other| other.name != order.name && !order.may_import.contains(&other.name)) {
             if has_word(code, other.name) && code.contains(&format!("{}::", other.name)) {
-                found.push(Finding::new(
-                    &source.path,
-                    line,
-                    format!("{} must not import {}", order.name, other.name),
-                ));
+                found.push(Finding::new(&source.path, line, format!("{} must not import {}", order.name, other.name)));
             }
         }
         let Some(own_rank) = own_rank else { continue };
         for target in crate_paths(code) {
             let rank = order.modules.iter().position(|module| *module == target);
             if rank.is_some_and(|rank| rank > own_rank) {
-                let text = format!(
-                    "`{own}` stands above `{target}` in the order of dependence and must not import it"
-                );
+                let text = format!("`{own}` stands above `{target}` in the order of dependence and must not import it");
                 found.push(Finding::new(&source.path, line, text));
             }
         }
@@ -118,12 +94,7 @@ fn crate_paths(code: &str) -> Vec<String> {
     for (at, matched) in code.match_indices("crate::") {
         let rest = &code[at + matched.len()..];
         let group = rest.strip_prefix('{').map_or(rest, |inner| inner);
-        let first = |part: &str| {
-            part.trim()
-                .chars()
-                .take_while(|c| is_word(*c))
-                .collect::<String>()
-        };
+        let first = |part: &str| part.trim().chars().take_while(|c| is_word(*c)).collect::<String>();
         if rest.starts_with('{') {
             names.extend(group.split([',', '}']).map(first));
         } else {
@@ -138,21 +109,13 @@ fn crate_paths(code: &str) -> Vec<String> {
 pub fn unlisted(sources: &[Source], orders: &[CrateOrder]) -> Vec<Finding> {
     let mut found = Vec::new();
     for order in orders.iter().filter(|order| !order.modules.is_empty()) {
-        for source in sources
-            .iter()
-            .filter(|source| source.path.starts_with(&format!("{}/", order.dir)))
-        {
-            let module = source.path[order.dir.len() + 1..]
-                .split(['/', '.'])
-                .next()
-                .unwrap_or_default();
+        for source in sources.iter().filter(|source| source.path.starts_with(&format!("{}/", order.dir))) {
+            let module = source.path[order.dir.len() + 1..].split(['/', '.']).next().unwrap_or_default();
             if !matches!(module, "lib" | "tests" | "bin")
                 && !order.modules.contains(&module)
                 && source.non_test_lines() > 0
             {
-                let text = format!(
-                    "module `{module}` has no place in the order of dependence (tests/src/order.rs)"
-                );
+                let text = format!("module `{module}` has no place in the order of dependence (tests/src/order.rs)");
                 found.push(Finding::new(&source.path, 1, text));
             }
         }
@@ -165,37 +128,18 @@ mod tests {
     use super::*;
 
     const ORDERS: [CrateOrder; 2] = [
-        CrateOrder {
-            dir: "low/src",
-            name: "low",
-            may_import: &[],
-            modules: &["spec", "queue"],
-        },
-        CrateOrder {
-            dir: "high/src",
-            name: "high",
-            may_import: &["low"],
-            modules: &[],
-        },
+        CrateOrder { dir: "low/src", name: "low", may_import: &[], modules: &["spec", "queue"] },
+        CrateOrder { dir: "high/src", name: "high", may_import: &["low"], modules: &[] },
     ];
 
     fn texts(path: &str, text: &str) -> Vec<String> {
-        check(&Source::new(path, text), &ORDERS)
-            .into_iter()
-            .map(|finding| finding.text)
-            .collect()
+        check(&Source::new(path, text), &ORDERS).into_iter().map(|finding| finding.text).collect()
     }
 
     #[test]
     fn import_from_below_is_found() {
-        assert_eq!(
-            texts("low/src/spec.rs", "use crate::queue::Queue;\n").len(),
-            1
-        );
-        assert_eq!(
-            texts("low/src/spec/deep.rs", "use crate::{spec, queue::Queue};\n").len(),
-            1
-        );
+        assert_eq!(texts("low/src/spec.rs", "use crate::queue::Queue;\n").len(), 1);
+        assert_eq!(texts("low/src/spec/deep.rs", "use crate::{spec, queue::Queue};\n").len(), 1);
         assert!(texts("low/src/queue.rs", "use crate::spec::A;\n").is_empty());
         assert!(texts("low/src/lib.rs", "pub use crate::queue::Queue;\n").is_empty());
     }
@@ -209,21 +153,12 @@ mod tests {
 
     #[test]
     fn tests_may_import_anything() {
-        assert!(
-            texts(
-                "low/src/spec.rs",
-                "#[cfg(test)]\nmod tests {\n  use crate::queue::Q;\n}\n"
-            )
-            .is_empty()
-        );
+        assert!(texts("low/src/spec.rs", "#[cfg(test)]\nmod tests {\n  use crate::queue::Q;\n}\n").is_empty());
     }
 
     #[test]
     fn module_without_a_place_is_found() {
-        let sources = [
-            Source::new("low/src/new.rs", "fn a() {}\n"),
-            Source::new("low/src/spec.rs", "fn a() {}\n"),
-        ];
+        let sources = [Source::new("low/src/new.rs", "fn a() {}\n"), Source::new("low/src/spec.rs", "fn a() {}\n")];
         let found = unlisted(&sources, &ORDERS);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path, "low/src/new.rs");

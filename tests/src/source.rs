@@ -33,21 +33,14 @@ impl Source {
     #[must_use]
     pub fn new(path: &str, text: &str) -> Self {
         let code: Vec<String> = mask(text).lines().map(str::to_owned).collect();
-        let all_test = path
-            .split('/')
-            .any(|part| matches!(part, "tests" | "benches" | "fuzz" | "examples"))
+        let all_test = path.split('/').any(|part| matches!(part, "tests" | "benches" | "fuzz" | "examples"))
             || path.ends_with("/tests.rs")
             || code.iter().any(|line| line.trim() == "#![cfg(test)]");
         let mut test = vec![all_test; code.len()];
         for lines in test_items(&code) {
             test[lines].fill(true);
         }
-        Self {
-            path: path.to_owned(),
-            raw: text.lines().map(str::to_owned).collect(),
-            code,
-            test,
-        }
+        Self { path: path.to_owned(), raw: text.lines().map(str::to_owned).collect(), code, test }
     }
 
     /// Lines of code that are neither tests nor after the end.
@@ -59,30 +52,15 @@ impl Source {
     /// The code lines outside tests, with their numbers counted from 1.
     pub fn product_code(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.code.iter().zip(&self.test).enumerate();
-        lines
-            .filter(|(_, (_, test))| !**test)
-            .map(|(index, (line, _))| (index + 1, line.as_str()))
+        lines.filter(|(_, (_, test))| !**test).map(|(index, (line, _))| (index + 1, line.as_str()))
     }
 
     /// Names of modules declared as `#[cfg(test)] mod name;`: their files are test code too.
     #[must_use]
     pub fn test_modules(&self) -> Vec<String> {
         let outside = |lines: &Range<usize>| self.code[lines.clone()].join(" ");
-        let names = test_items(&self.code)
-            .into_iter()
-            .map(|lines| outside(&lines));
-        names
-            .filter_map(|item| {
-                Some(
-                    item.split_once("mod ")?
-                        .1
-                        .split_once(';')?
-                        .0
-                        .trim()
-                        .to_owned(),
-                )
-            })
-            .collect()
+        let names = test_items(&self.code).into_iter().map(|lines| outside(&lines));
+        names.filter_map(|item| Some(item.split_once("mod ")?.1.split_once(';')?.0.trim().to_owned())).collect()
     }
 
     /// Every function with a body, in order, nested ones included.
@@ -94,16 +72,10 @@ impl Source {
                 if line[..column].ends_with(is_word) {
                     continue;
                 }
-                let name: String = line[column + 3..]
-                    .chars()
-                    .take_while(|c| is_word(*c))
-                    .collect();
+                let name: String = line[column + 3..].chars().take_while(|c| is_word(*c)).collect();
                 let body = body_end(&self.code, row, column);
                 if let (false, Some(end)) = (name.is_empty(), body) {
-                    found.push(Function {
-                        name,
-                        lines: row..end + 1,
-                    });
+                    found.push(Function { name, lines: row..end + 1 });
                 }
             }
         }
@@ -153,21 +125,14 @@ fn test_items(code: &[String]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for (row, line) in code.iter().enumerate() {
         let attribute = line.trim_start();
-        let for_tests = attribute.starts_with("#[cfg(")
-            && has_word(attribute, "test")
-            && !attribute.contains("not(test");
+        let for_tests =
+            attribute.starts_with("#[cfg(") && has_word(attribute, "test") && !attribute.contains("not(test");
         if !for_tests && attribute != "#[test]" {
             continue;
         }
-        let ends = code
-            .iter()
-            .enumerate()
-            .skip(row + 1)
-            .find(|(_, line)| !line.trim_start().starts_with("#["));
+        let ends = code.iter().enumerate().skip(row + 1).find(|(_, line)| !line.trim_start().starts_with("#["));
         let Some((item, _)) = ends else { continue };
-        let last = body_end(code, item, 0)
-            .or_else(|| semicolon(code, item))
-            .unwrap_or(item);
+        let last = body_end(code, item, 0).or_else(|| semicolon(code, item)).unwrap_or(item);
         found.push(row..last + 1);
     }
     found
@@ -175,11 +140,7 @@ fn test_items(code: &[String]) -> Vec<Range<usize>> {
 
 /// The line of the first `;` at or after `row`.
 fn semicolon(code: &[String], row: usize) -> Option<usize> {
-    code.iter()
-        .enumerate()
-        .skip(row)
-        .find(|(_, line)| line.contains(';'))
-        .map(|(index, _)| index)
+    code.iter().enumerate().skip(row).find(|(_, line)| line.contains(';')).map(|(index, _)| index)
 }
 
 /// `text` with comments and the insides of literals turned into spaces; line ends stay.
@@ -191,9 +152,7 @@ pub fn mask(text: &str) -> String {
     while at < chars.len() {
         let (keep, end) = token(&chars, at);
         for (offset, c) in chars[at..end].iter().enumerate() {
-            let kept = *c == '\n'
-                || offset < keep
-                || (keep > 0 && keep < end - at && at + offset + 1 == end);
+            let kept = *c == '\n' || offset < keep || (keep > 0 && keep < end - at && at + offset + 1 == end);
             out.push(if kept { *c } else { ' ' });
         }
         at = end;
@@ -207,10 +166,7 @@ fn token(chars: &[char], at: usize) -> (usize, usize) {
     let rest = &chars[at..];
     let before_is_word = at > 0 && is_word(chars[at - 1]);
     match rest {
-        ['/', '/', ..] => (
-            0,
-            at + rest.iter().position(|c| *c == '\n').unwrap_or(rest.len()),
-        ),
+        ['/', '/', ..] => (0, at + rest.iter().position(|c| *c == '\n').unwrap_or(rest.len())),
         ['/', '*', ..] => (0, at + block_comment(rest)),
         ['"', ..] => (1, at + quoted(rest, 0)),
         ['r', '"' | '#', ..] if !before_is_word => {
@@ -219,14 +175,7 @@ fn token(chars: &[char], at: usize) -> (usize, usize) {
         ['b' | 'c', 'r', '"' | '#', ..] if !before_is_word => {
             raw_string(rest, 2).map_or((1, at + 1), |(keep, len)| (keep, at + len))
         }
-        ['\'', '\\', ..] => (
-            1,
-            at + 3
-                + rest[3..]
-                    .iter()
-                    .position(|c| *c == '\'')
-                    .map_or(0, |end| end + 1),
-        ),
+        ['\'', '\\', ..] => (1, at + 3 + rest[3..].iter().position(|c| *c == '\'').map_or(0, |end| end + 1)),
         ['\'', _, '\'', ..] => (1, at + 3),
         _ => (1, at + 1),
     }
@@ -264,18 +213,9 @@ fn raw_string(rest: &[char], prefix: usize) -> Option<(usize, usize)> {
     if rest.get(open) != Some(&'"') {
         return None;
     }
-    let closes = |at: &usize| {
-        rest[*at] == '"'
-            && rest[at + 1..]
-                .iter()
-                .take(hashes)
-                .filter(|c| **c == '#')
-                .count()
-                == hashes
-    };
-    let end = (open + 1..rest.len())
-        .find(closes)
-        .map_or(rest.len(), |at| at + 1 + hashes);
+    let closes =
+        |at: &usize| rest[*at] == '"' && rest[at + 1..].iter().take(hashes).filter(|c| **c == '#').count() == hashes;
+    let end = (open + 1..rest.len()).find(closes).map_or(rest.len(), |at| at + 1 + hashes);
     Some((open + 1, end))
 }
 
@@ -289,23 +229,14 @@ mod tests {
         let masked = mask(text);
         assert_eq!(masked.lines().count(), 2);
         assert_eq!(masked.len(), text.len());
-        assert!(
-            !masked.contains('{') && !masked.contains('z') && !masked.contains('q'),
-            "{masked}"
-        );
-        assert!(
-            masked.contains("let a = \"") && masked.contains("c('"),
-            "{masked}"
-        );
+        assert!(!masked.contains('{') && !masked.contains('z') && !masked.contains('q'), "{masked}");
+        assert!(masked.contains("let a = \"") && masked.contains("c('"), "{masked}");
     }
 
     #[test]
     fn lifetimes_and_raw_identifiers_are_not_literals() {
         let masked = mask("fn f<'a>(r#type: &'a str) -> &'static str { r#type }");
-        assert_eq!(
-            masked,
-            "fn f<'a>(r#type: &'a str) -> &'static str { r#type }"
-        );
+        assert_eq!(masked, "fn f<'a>(r#type: &'a str) -> &'static str { r#type }");
     }
 
     #[test]
@@ -321,30 +252,15 @@ mod tests {
         );
         let found = source.functions();
         assert_eq!(found.len(), 2, "{found:?}");
-        assert_eq!(
-            found[0],
-            Function {
-                name: "one".into(),
-                lines: 1..5
-            }
-        );
-        assert_eq!(
-            found[1],
-            Function {
-                name: "two".into(),
-                lines: 5..6
-            }
-        );
+        assert_eq!(found[0], Function { name: "one".into(), lines: 1..5 });
+        assert_eq!(found[1], Function { name: "two".into(), lines: 5..6 });
     }
 
     #[test]
     fn test_code_is_told_apart() {
         let text = "fn a() {}\n#[cfg(test)]\nmod fake;\n#[cfg(not(test))]\nfn b() {}\n#[cfg(test)]\nmod tests {\n  fn c() {}\n}\n";
         let source = Source::new("x/a.rs", text);
-        assert_eq!(
-            source.test,
-            [false, true, true, false, false, true, true, true, true]
-        );
+        assert_eq!(source.test, [false, true, true, false, false, true, true, true, true]);
         assert_eq!(source.test_modules(), ["fake"]);
         assert_eq!(source.non_test_lines(), 3);
         assert_eq!(Source::new("x/tests.rs", text).non_test_lines(), 0);

@@ -33,20 +33,13 @@ impl Tree {
         let rust = texts.iter().filter(|(path, _)| path.ends_with(".rs"));
         let mut sources: Vec<Source> = rust.map(|(path, text)| Source::new(path, text)).collect();
         mark_test_modules(&mut sources);
-        Ok(Self {
-            root: root.to_owned(),
-            sources,
-            texts,
-        })
+        Ok(Self { root: root.to_owned(), sources, texts })
     }
 
     /// The content of the file at `path` below the root, if it is there.
     #[must_use]
     pub fn text(&self, path: &str) -> Option<&str> {
-        self.texts
-            .iter()
-            .find(|(name, _)| name == path)
-            .map(|(_, text)| text.as_str())
+        self.texts.iter().find(|(name, _)| name == path).map(|(_, text)| text.as_str())
     }
 }
 
@@ -74,18 +67,12 @@ fn collect(root: &Path, dir: &Path, texts: &mut Vec<(String, String)>) -> io::Re
 fn mark_test_modules(sources: &mut [Source]) {
     let homes = sources.iter().flat_map(|source| {
         let home = module_dir(&source.path);
-        source
-            .test_modules()
-            .into_iter()
-            .map(move |name| format!("{home}/{name}"))
+        source.test_modules().into_iter().map(move |name| format!("{home}/{name}"))
     });
     let homes: Vec<String> = homes.collect();
     for source in sources {
         let stem = source.path.trim_end_matches(".rs");
-        if homes
-            .iter()
-            .any(|home| stem == home || stem.starts_with(&format!("{home}/")))
-        {
+        if homes.iter().any(|home| stem == home || stem.starts_with(&format!("{home}/"))) {
             source.test.fill(true);
         }
     }

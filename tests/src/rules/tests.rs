@@ -21,10 +21,7 @@ fn header_needs_licence_then_place() {
 fn file_of_400_lines_passes_and_401_does_not() {
     assert!(sizes(&rust(&"//\n".repeat(FILE_MAX_LINES))).is_empty());
     assert_eq!(sizes(&rust(&"//\n".repeat(FILE_MAX_LINES + 1))).len(), 1);
-    let tests = format!(
-        "#[cfg(test)]\nmod tests {{\n{}}}\n",
-        "//\n".repeat(FILE_MAX_LINES)
-    );
+    let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", "//\n".repeat(FILE_MAX_LINES));
     assert!(sizes(&rust(&tests)).is_empty());
 }
 
@@ -38,10 +35,7 @@ fn function_of_70_lines_passes_and_71_does_not() {
 #[test]
 fn line_length_counts_characters() {
     assert!(sizes(&rust(&format!("// {}\n", "ä".repeat(LINE_MAX_CHARS - 3)))).is_empty());
-    assert_eq!(
-        sizes(&rust(&format!("// {}\n", "ä".repeat(LINE_MAX_CHARS - 2)))).len(),
-        1
-    );
+    assert_eq!(sizes(&rust(&format!("// {}\n", "ä".repeat(LINE_MAX_CHARS - 2)))).len(), 1);
 }
 
 #[test]
@@ -51,36 +45,25 @@ fn forbidden_words_count_only_in_product_code() {
     assert!(words(&rust("#[test]\nfn a() { b.unwrap(); }\n")).is_empty());
     assert_eq!(words(&rust("#[test]\nfn a() { dbg!(1); }\n")).len(), 1);
     let later = ["TO", "DO"].concat();
-    assert_eq!(
-        words(&rust(&format!("let a = 1; // {later}: b\n"))).len(),
-        1
-    );
+    assert_eq!(words(&rust(&format!("let a = 1; // {later}: b\n"))).len(), 1);
     assert!(words(&rust(&format!("let a = \"{later}\";\n"))).is_empty());
 }
 
 #[test]
 fn unsafe_needs_a_reason_in_its_module() {
     let reason = "#![expect(unsafe_code, reason = \"ioctl\")]\n";
-    assert_eq!(
-        unsafe_fence(&rust("fn a() { unsafe { b() } }\n"), &[]).len(),
-        1
-    );
-    assert!(
-        unsafe_fence(
-            &rust(&format!("{reason}fn a() {{ unsafe {{ b() }} }}\n")),
-            &[]
-        )
-        .is_empty()
-    );
+    assert_eq!(unsafe_fence(&rust("fn a() { unsafe { b() } }\n"), &[]).len(), 1);
+    assert!(unsafe_fence(&rust(&format!("{reason}fn a() {{ unsafe {{ b() }} }}\n")), &[]).is_empty());
     assert!(unsafe_fence(&rust("fn a() { unsafe { b() } }\n"), &[&rust(reason)]).is_empty());
-    assert_eq!(
-        unsafe_fence(
-            &rust("#![expect(unsafe_code)]\nfn a() { unsafe { b() } }\n"),
-            &[]
-        )
-        .len(),
-        1
-    );
+    assert_eq!(unsafe_fence(&rust("#![expect(unsafe_code)]\nfn a() { unsafe { b() } }\n"), &[]).len(), 1);
+}
+
+#[test]
+fn attribute_over_several_lines_is_understood() {
+    let spread = "#![expect(\n    unsafe_code,\n    reason = \"ioctl\"\n)]\nfn a() { unsafe { b() } }\n";
+    assert!(unsafe_fence(&rust(spread), &[]).is_empty());
+    let item = "#[expect(unsafe_code, reason = \"fork\")]\nfn a() { unsafe { b() } }\nfn c() {\n\n\n\n\n\n\n\n unsafe { b() } }\n";
+    assert_eq!(unsafe_fence(&rust(item), &[]).len(), 1);
 }
 
 #[test]
@@ -100,7 +83,8 @@ fn set_up_has_exactly_its_commands() {
 
 #[test]
 fn table_is_read_without_its_head() {
-    let text = "| a |\n|---|\n| no |\n\n## Map\nx\n\n| name | start |\n| --- | --- |\n| `ram` | 0x0 |\n| b | c |\n\n| d |\n";
+    let text =
+        "| a |\n|---|\n| no |\n\n## Map\nx\n\n| name | start |\n| --- | --- |\n| `ram` | 0x0 |\n| b | c |\n\n| d |\n";
     assert_eq!(table_after(text, "## Map"), [["ram", "0x0"], ["b", "c"]]);
     assert!(table_after(text, "## None").is_empty());
 }
@@ -113,14 +97,8 @@ fn seccomp_rule_without_a_caller_is_found() {
         )
     };
     assert!(seccomp_policy("a.json", &policy("vsock: host socket", "kill_process")).is_empty());
-    assert_eq!(
-        seccomp_policy("a.json", &policy("", "kill_process")).len(),
-        1
-    );
-    assert_eq!(
-        seccomp_policy("a.json", &policy("vsock: host socket", "allow")).len(),
-        1
-    );
+    assert_eq!(seccomp_policy("a.json", &policy("", "kill_process")).len(), 1);
+    assert_eq!(seccomp_policy("a.json", &policy("vsock: host socket", "allow")).len(), 1);
     assert_eq!(seccomp_policy("a.json", "{").len(), 1);
 }
 
@@ -128,11 +106,6 @@ fn seccomp_rule_without_a_caller_is_found() {
 fn limit_needs_a_unit() {
     assert_eq!(units(&rust("const QUEUE_MAX: u16 = 256;\n")).len(), 1);
     assert!(units(&rust("const QUEUE_MAX_BYTES: u16 = 256;\n")).is_empty());
-    assert!(
-        units(&rust(
-            "/// Most descriptors of a chain.\nconst CHAIN_MAX: u16 = 256;\n"
-        ))
-        .is_empty()
-    );
+    assert!(units(&rust("/// Most descriptors of a chain.\nconst CHAIN_MAX: u16 = 256;\n")).is_empty());
     assert!(units(&rust("const NAME: &str = \"\";\n")).is_empty());
 }
