@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a device wakes its driver: InterruptStatus, the irqfd, and the latch for faults.
+//!
+//! Shared between the thread that serves the queues and the vCPU threads that read the registers;
+//! atomics only, no lock on the way of a request.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::fault::GuestFault;
+use super::spec::interrupt;
+
+#[derive(Debug)]
+struct Shared {
+    irqfd: EventFd,
+    status: AtomicU32,
+    needs_reset: AtomicBool,
+    faults: AtomicU64,
+    first_fault: OnceLock<GuestFault>,
+}
+
+/// The interrupt line of one device; clones are the same line.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    shared: Arc<Shared>,
+}
+
+impl Interrupt {
+    /// A line that raises `irqfd`.
+    #[must_use]
+    pub fn new(irqfd: EventFd) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                irqfd,
+                status: AtomicU32::new(0),
+                needs_reset: AtomicBool::new(false),
+                faults: AtomicU64::new(0),
+                first_fault: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Tells the driver that buffers were used (§4.2.3.2). Ask
+    /// [`super::Queue::needs_notification`] first.
+    pub fn signal_used(&self) {
+        self.raise(interrupt::USED_BUFFER);
+    }
+
+    /// Tells the driver that the configuration or the device status has changed.
+    pub fn signal_config(&self) {
+        self.raise(interrupt::CONFIG_CHANGE);
+    }
+
+    /// Counts `fault` and latches DEVICE_NEEDS_RESET until the driver resets the device; tells
+    /// the driver the first time (§2.1.2). The queue is latched already.
+    pub fn report_fault(&self, fault: GuestFault) {
+        self.shared.faults.fetch_add(1, Ordering::Relaxed);
+        // Only the first is kept; a later one finds the cell taken, which is as intended.
+        let _ = self.shared.first_fault.set(fault);
+        self.latch_needs_reset();
+    }
+
+    /// Latches DEVICE_NEEDS_RESET without blaming the guest.
+    pub(super) fn latch_needs_reset(&self) {
+        if !self.shared.needs_reset.swap(true, Ordering::SeqCst) {
+            self.signal_config();
+        }
+    }
+
+    /// Faults of the guest since the monitor started, and the first of them.
+    #[must_use]
+    pub fn faults(&self) -> (u64, Option<GuestFault>) {
+        let count = self.shared.faults.load(Ordering::Relaxed);
+        (count, self.shared.first_fault.get().copied())
+    }
+
+    pub(super) fn needs_reset(&self) -> bool {
+        self.shared.needs_reset.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.shared.status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, seen: u32) {
+        self.shared.status.fetch_and(!seen, Ordering::SeqCst);
+    }
+
+    pub(super) fn reset(&self) {
+        self.shared.status.store(0, Ordering::SeqCst);
+        self.shared.needs_reset.store(false, Ordering::SeqCst);
+    }
+
+    /// The cause is set before the line is raised: the driver reads it when it wakes.
+    fn raise(&self, cause: u32) {
+        self.shared.status.fetch_or(cause, Ordering::SeqCst);
+        // An eventfd fails only when its counter is full, and then the line is raised already.
+        let _ = self.shared.irqfd.write(1);
+    }
+}
