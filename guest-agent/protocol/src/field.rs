@@ -65,10 +65,7 @@ impl<'a> Payload<'a> {
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], FieldError> {
         let Some((head, tail)) = self.rest.split_at_checked(len) else {
-            return Err(FieldError::Short {
-                needed: len,
-                left: self.rest.len(),
-            });
+            return Err(FieldError::Short { needed: len, left: self.rest.len() });
         };
         self.rest = tail;
         Ok(head)
@@ -135,11 +132,7 @@ impl Field for bool {
         match u8::take(from)? {
             0 => Ok(false),
             1 => Ok(true),
-            value => Err(FieldError::Tag {
-                what: "a flag",
-                value,
-                largest: 1,
-            }),
+            value => Err(FieldError::Tag { what: "a flag", value, largest: 1 }),
         }
     }
 }
@@ -177,9 +170,7 @@ impl Field for String {
     fn take(from: &mut Payload<'_>) -> Result<Self, FieldError> {
         match str::from_utf8(from.take_block()?) {
             Ok(text) => Ok(text.to_owned()),
-            Err(error) => Err(FieldError::NotText {
-                valid_up_to: error.valid_up_to(),
-            }),
+            Err(error) => Err(FieldError::NotText { valid_up_to: error.valid_up_to() }),
         }
     }
 }
@@ -210,11 +201,7 @@ impl<T: Field> Field for Option<T> {
         }
     }
     fn take(from: &mut Payload<'_>) -> Result<Self, FieldError> {
-        if bool::take(from)? {
-            T::take(from).map(Some)
-        } else {
-            Ok(None)
-        }
+        if bool::take(from)? { T::take(from).map(Some) } else { Ok(None) }
     }
 }
 
@@ -228,10 +215,7 @@ impl<T: Item> Field for Vec<T> {
     fn take(from: &mut Payload<'_>) -> Result<Self, FieldError> {
         let count = usize::try_from(u32::take(from)?).unwrap_or(usize::MAX);
         if count > T::MAX_ITEMS {
-            return Err(FieldError::TooMany {
-                count,
-                limit: T::MAX_ITEMS,
-            });
+            return Err(FieldError::TooMany { count, limit: T::MAX_ITEMS });
         }
         // No reservation on the word of the sender: the list grows with what is really there.
         let mut items = Self::new();
@@ -262,26 +246,14 @@ mod tests {
 
     #[test]
     fn a_short_value_says_what_is_missing() {
-        assert_eq!(
-            taken::<u32>(&[1, 2, 3]),
-            Err(FieldError::Short { needed: 4, left: 3 })
-        );
-        assert_eq!(
-            taken::<Vec<u8>>(&[3, 0, 0, 0, 7]),
-            Err(FieldError::Short { needed: 3, left: 1 })
-        );
+        assert_eq!(taken::<u32>(&[1, 2, 3]), Err(FieldError::Short { needed: 4, left: 3 }));
+        assert_eq!(taken::<Vec<u8>>(&[3, 0, 0, 0, 7]), Err(FieldError::Short { needed: 3, left: 1 }));
     }
 
     #[test]
     fn a_length_of_four_gibibytes_allocates_nothing() {
         let huge = taken::<Vec<u8>>(&[0xff; 8]);
-        assert_eq!(
-            huge,
-            Err(FieldError::Short {
-                needed: 0xffff_ffff,
-                left: 4
-            })
-        );
+        assert_eq!(huge, Err(FieldError::Short { needed: 0xffff_ffff, left: 4 }));
     }
 
     #[test]
@@ -294,11 +266,7 @@ mod tests {
     fn flags_are_zero_or_one() {
         assert_eq!(taken::<bool>(&[0]), Ok(false));
         assert_eq!(taken::<bool>(&[1]), Ok(true));
-        let two = FieldError::Tag {
-            what: "a flag",
-            value: 2,
-            largest: 1,
-        };
+        let two = FieldError::Tag { what: "a flag", value: 2, largest: 1 };
         assert_eq!(taken::<bool>(&[2]), Err(two.clone()));
         assert_eq!(taken::<Option<u8>>(&[2, 9]), Err(two));
     }
@@ -306,10 +274,7 @@ mod tests {
     #[test]
     fn text_must_be_utf8_but_paths_need_not() {
         let bytes = [2, 0, 0, 0, b'a', 0xff];
-        assert_eq!(
-            taken::<String>(&bytes),
-            Err(FieldError::NotText { valid_up_to: 1 })
-        );
+        assert_eq!(taken::<String>(&bytes), Err(FieldError::NotText { valid_up_to: 1 }));
         let path = taken::<PathBuf>(&bytes).unwrap();
         assert_eq!(path.as_os_str().as_bytes(), [b'a', 0xff]);
     }
@@ -322,13 +287,7 @@ mod tests {
     fn lists_are_bounded_by_their_kind_not_by_the_sender() {
         assert_eq!(taken::<Vec<u16>>(&[2, 0, 0, 0, 1, 0, 2, 0]), Ok(vec![1, 2]));
         let three = [3, 0, 0, 0, 1, 0, 2, 0, 3, 0];
-        assert_eq!(
-            taken::<Vec<u16>>(&three),
-            Err(FieldError::TooMany { count: 3, limit: 2 })
-        );
-        assert_eq!(
-            taken::<Vec<u16>>(&[2, 0, 0, 0, 1, 0]),
-            Err(FieldError::Short { needed: 2, left: 0 })
-        );
+        assert_eq!(taken::<Vec<u16>>(&three), Err(FieldError::TooMany { count: 3, limit: 2 }));
+        assert_eq!(taken::<Vec<u16>>(&[2, 0, 0, 0, 1, 0]), Err(FieldError::Short { needed: 2, left: 0 }));
     }
 }

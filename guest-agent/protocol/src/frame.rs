@@ -102,11 +102,7 @@ pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), EncodeEr
     let len = out.len().saturating_sub(start).saturating_sub(HEADER_BYTES);
     if len > M::MAX_PAYLOAD_BYTES {
         out.truncate(start);
-        return Err(EncodeError::TooLong {
-            name: message.name(),
-            len,
-            limit: M::MAX_PAYLOAD_BYTES,
-        });
+        return Err(EncodeError::TooLong { name: message.name(), len, limit: M::MAX_PAYLOAD_BYTES });
     }
     put_header(&mut out[start..], len, message.kind());
     Ok(())
@@ -137,10 +133,7 @@ pub enum OutputStream {
 
 impl OutputStream {
     fn kind(self) -> u16 {
-        let empty = crate::Output {
-            offset: 0,
-            data: Vec::new(),
-        };
+        let empty = crate::Output { offset: 0, data: Vec::new() };
         match self {
             Self::Stdout => ToHost::Stdout(empty).kind(),
             Self::Stderr => ToHost::Stderr(empty).kind(),
@@ -171,21 +164,13 @@ impl Header {
         let name = match kind_name(kind) {
             Some((name, known)) if known == direction => name,
             Some((name, _)) => {
-                return Err(DecodeError::WrongDirection {
-                    name,
-                    kind,
-                    direction,
-                });
+                return Err(DecodeError::WrongDirection { name, kind, direction });
             }
             None => return Err(DecodeError::UnknownKind { kind, direction }),
         };
         let len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
         if len > M::MAX_PAYLOAD_BYTES {
-            return Err(DecodeError::TooLong {
-                name,
-                len,
-                limit: M::MAX_PAYLOAD_BYTES,
-            });
+            return Err(DecodeError::TooLong { name, len, limit: M::MAX_PAYLOAD_BYTES });
         }
         match u16::from_le_bytes([r0, r1]) {
             0 => Ok(Self { len, kind, name }),
@@ -215,11 +200,7 @@ impl<M: Message> Decoder<M> {
     /// A decoder at the start of a stream. Allocates nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            partial: Vec::new(),
-            ended: false,
-            direction: PhantomData,
-        }
+        Self { partial: Vec::new(), ended: false, direction: PhantomData }
     }
 
     /// Takes at most one message's bytes from the front of `received`. `None` when `received` is used up and the
@@ -286,14 +267,8 @@ impl<M: Message> Decoder<M> {
     fn message(header: Header, payload: &[u8]) -> Result<M, DecodeError> {
         match M::take_payload(header.kind, payload) {
             Some(Ok(message)) => Ok(message),
-            Some(Err(source)) => Err(DecodeError::Payload {
-                name: header.name,
-                source,
-            }),
-            None => Err(DecodeError::UnknownKind {
-                kind: header.kind,
-                direction: M::DIRECTION,
-            }),
+            Some(Err(source)) => Err(DecodeError::Payload { name: header.name, source }),
+            None => Err(DecodeError::UnknownKind { kind: header.kind, direction: M::DIRECTION }),
         }
     }
 }

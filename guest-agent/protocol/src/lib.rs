@@ -24,16 +24,16 @@ mod message;
 mod records;
 #[cfg(test)]
 mod sample;
+mod shape;
 mod version;
 
 pub use field::{Field, FieldError, Item, Payload};
 pub use frame::{DecodeError, Decoder, EncodeError, OutputStream, encode, encode_output};
 pub use message::{Message, ToAgent, ToHost, kind_name};
 pub use records::{
-    Attach, Change, ChangeKind, Changes, Entry, EnvVar, ErrorCode, Exec, Exited, Failure, FileKind,
-    FileRead, FileWrite, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output,
-    Owner, Refused, Remove, Stage, Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize,
-    WriteHow,
+    Attach, Change, ChangeKind, Changes, Entry, EnvVar, ErrorCode, Exec, Exited, Failure, FileKind, FileRead,
+    FileWrite, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output, Owner, Refused, Remove, Stage,
+    Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize, WriteHow,
 };
 pub use version::{VersionMismatch, negotiate};
 

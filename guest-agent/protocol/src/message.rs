@@ -3,9 +3,8 @@
 
 use crate::field::{Field, FieldError, Payload};
 use crate::records::{
-    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Hello, InitFailed,
-    List, Metadata, Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut,
-    Welcome, WindowSize,
+    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Hello, InitFailed, List, Metadata,
+    Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut, Welcome, WindowSize,
 };
 
 /// One direction of a conversation.
@@ -181,10 +180,7 @@ direction! {
 #[must_use]
 pub fn kind_name(kind: u16) -> Option<(&'static str, &'static str)> {
     fn find<M: Message>(kind: u16) -> Option<(&'static str, &'static str)> {
-        M::KINDS
-            .iter()
-            .find(|(number, ..)| *number == kind)
-            .map(|(_, name, _)| (*name, M::DIRECTION))
+        M::KINDS.iter().find(|(number, ..)| *number == kind).map(|(_, name, _)| (*name, M::DIRECTION))
     }
     find::<ToAgent>(kind).or_else(|| find::<ToHost>(kind))
 }

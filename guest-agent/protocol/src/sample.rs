@@ -14,9 +14,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes: bytes.into_iter(),
-        }
+        Self { bytes: bytes.into_iter() }
     }
 
     fn byte(&mut self) -> u8 {

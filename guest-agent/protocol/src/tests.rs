@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use crate::records::{CHOICES, RECORDS};
 use crate::{
-    EnvVar, Item, MAX_DATA_BYTES, MAX_PAYLOAD_TO_AGENT_BYTES, MAX_PAYLOAD_TO_HOST_BYTES, Message,
-    STDIN_WINDOW_BYTES, Stage, ToAgent, ToHost, kind_name,
+    EnvVar, Item, MAX_DATA_BYTES, MAX_PAYLOAD_TO_AGENT_BYTES, MAX_PAYLOAD_TO_HOST_BYTES, Message, STDIN_WINDOW_BYTES,
+    Stage, ToAgent, ToHost, kind_name,
 };
 
 const HEAD: &str = "\
@@ -28,13 +28,14 @@ many `T`. A body: its fields in order, no padding.
 
 fn kinds<M: Message>(out: &mut String) {
     let limit = M::MAX_PAYLOAD_BYTES;
-    writeln!(out, "\nKinds that go {}, payload at most {limit} bytes:\n\n| kind | name | body |\n| --- | --- | --- |", M::DIRECTION).unwrap();
+    writeln!(
+        out,
+        "\nKinds that go {}, payload at most {limit} bytes:\n\n| kind | name | body |\n| --- | --- | --- |",
+        M::DIRECTION
+    )
+    .unwrap();
     for (kind, name, body) in M::KINDS {
-        let body = if body.is_empty() {
-            "empty".to_owned()
-        } else {
-            format!("`{body}`")
-        };
+        let body = if body.is_empty() { "empty".to_owned() } else { format!("`{body}`") };
         writeln!(out, "| {kind:#06x} | {name} | {body} |").unwrap();
     }
 }
@@ -44,16 +45,12 @@ fn byte_table() -> String {
     kinds::<ToAgent>(&mut out);
     kinds::<ToHost>(&mut out);
     out.push_str("\n| body | fields |\n| --- | --- |\n");
-    for (name, fields) in RECORDS {
-        let fields = fields
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .replace(" :", ":");
+    for (name, fields) in RECORDS.iter().copied().flatten() {
+        let fields = fields.split_whitespace().collect::<Vec<_>>().join(" ").replace(" :", ":");
         writeln!(out, "| {name} | `{fields}` |").unwrap();
     }
     out.push_str("\n| choice, one byte | values |\n| --- | --- |\n");
-    for (name, values) in CHOICES {
+    for (name, values) in CHOICES.iter().copied().flatten() {
         writeln!(out, "| {name} | {} |", values.trim_end_matches("; ")).unwrap();
     }
     out
@@ -98,13 +95,6 @@ fn a_full_piece_of_data_fits_both_ways_and_the_window() {
     let mut out = Vec::new();
     let data = vec![0; MAX_DATA_BYTES];
     crate::encode(&ToAgent::Data(data.clone()), &mut out).unwrap();
-    crate::encode(
-        &ToHost::Stdout(crate::Output {
-            offset: u64::MAX,
-            data,
-        }),
-        &mut out,
-    )
-    .unwrap();
+    crate::encode(&ToHost::Stdout(crate::Output { offset: u64::MAX, data }), &mut out).unwrap();
     assert!(MAX_DATA_BYTES as u64 * 2 <= STDIN_WINDOW_BYTES);
 }

@@ -23,11 +23,7 @@ pub struct VersionMismatch {
 pub fn negotiate(hello: &Hello) -> Result<u16, VersionMismatch> {
     let (oldest, newest) = (hello.oldest_version, hello.newest_version);
     let version = newest.min(NEWEST_VERSION);
-    if version < oldest.max(OLDEST_VERSION) {
-        Err(VersionMismatch { oldest, newest })
-    } else {
-        Ok(version)
-    }
+    if version < oldest.max(OLDEST_VERSION) { Err(VersionMismatch { oldest, newest }) } else { Ok(version) }
 }
 
 #[cfg(test)]
@@ -35,38 +31,20 @@ mod tests {
     use super::*;
 
     fn hello(oldest_version: u16, newest_version: u16) -> Hello {
-        Hello {
-            oldest_version,
-            newest_version,
-            agent_version: String::new(),
-            stages: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Hello { oldest_version, newest_version, agent_version: String::new(), stages: Vec::new(), warnings: Vec::new() }
     }
 
     #[test]
     fn the_newest_common_version_is_spoken() {
-        assert_eq!(
-            negotiate(&hello(OLDEST_VERSION, NEWEST_VERSION)),
-            Ok(NEWEST_VERSION)
-        );
+        assert_eq!(negotiate(&hello(OLDEST_VERSION, NEWEST_VERSION)), Ok(NEWEST_VERSION));
         assert_eq!(negotiate(&hello(0, NEWEST_VERSION + 5)), Ok(NEWEST_VERSION));
-        assert_eq!(
-            negotiate(&hello(OLDEST_VERSION, OLDEST_VERSION)),
-            Ok(OLDEST_VERSION)
-        );
+        assert_eq!(negotiate(&hello(OLDEST_VERSION, OLDEST_VERSION)), Ok(OLDEST_VERSION));
     }
 
     #[test]
     fn ranges_that_do_not_meet_are_refused() {
         let future = hello(NEWEST_VERSION + 1, NEWEST_VERSION + 2);
-        assert_eq!(
-            negotiate(&future),
-            Err(VersionMismatch {
-                oldest: NEWEST_VERSION + 1,
-                newest: NEWEST_VERSION + 2
-            })
-        );
+        assert_eq!(negotiate(&future), Err(VersionMismatch { oldest: NEWEST_VERSION + 1, newest: NEWEST_VERSION + 2 }));
         assert!(negotiate(&hello(0, OLDEST_VERSION - 1)).is_err());
     }
 

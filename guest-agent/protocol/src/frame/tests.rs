@@ -18,14 +18,10 @@ fn encoded<M: Message>(messages: &[M]) -> Vec<u8> {
 }
 
 /// Everything that `bytes`, arriving in pieces of the given sizes, decodes to.
-fn received<M: Message>(
-    bytes: &[u8],
-    mut pieces: impl Iterator<Item = usize>,
-) -> (Vec<M>, Option<DecodeError>) {
+fn received<M: Message>(bytes: &[u8], mut pieces: impl Iterator<Item = usize>) -> (Vec<M>, Option<DecodeError>) {
     let (mut decoder, mut messages, mut rest) = (Decoder::new(), Vec::new(), bytes);
     while !rest.is_empty() {
-        let (mut piece, after) =
-            rest.split_at(pieces.next().unwrap_or(rest.len()).clamp(1, rest.len()));
+        let (mut piece, after) = rest.split_at(pieces.next().unwrap_or(rest.len()).clamp(1, rest.len()));
         rest = after;
         loop {
             let result = decoder.decode(&mut piece);
@@ -41,10 +37,7 @@ fn received<M: Message>(
 }
 
 fn samples<M: Sample>(seeds: Vec<Vec<u8>>) -> Vec<M> {
-    seeds
-        .into_iter()
-        .map(|seed| M::sample(&mut Source::new(seed)))
-        .collect()
+    seeds.into_iter().map(|seed| M::sample(&mut Source::new(seed))).collect()
 }
 
 proptest! {
@@ -116,27 +109,14 @@ fn a_frame_lies_as_the_byte_table_says() {
 #[test]
 fn unknown_kinds_are_refused_by_number() {
     let error = refusal::<ToAgent>(&frame(0x7ffe, b""));
-    assert_eq!(
-        error,
-        DecodeError::UnknownKind {
-            kind: 0x7ffe,
-            direction: "to the agent"
-        }
-    );
+    assert_eq!(error, DecodeError::UnknownKind { kind: 0x7ffe, direction: "to the agent" });
     assert!(error.to_string().contains("0x7ffe"), "{error}");
 }
 
 #[test]
 fn kinds_of_the_other_direction_are_refused_by_name() {
     let error = refusal::<ToHost>(&frame(0x0010, b""));
-    assert_eq!(
-        error,
-        DecodeError::WrongDirection {
-            name: "Exec",
-            kind: 0x10,
-            direction: "to the host"
-        }
-    );
+    assert_eq!(error, DecodeError::WrongDirection { name: "Exec", kind: 0x10, direction: "to the host" });
     assert!(error.to_string().contains("`Exec`"), "{error}");
 }
 
@@ -148,23 +128,10 @@ fn a_payload_over_the_limit_is_refused_on_its_header() {
         bytes
     };
     let mut decoder = Decoder::<ToHost>::new();
-    assert_eq!(
-        decoder.decode(&mut &header(MAX_PAYLOAD_TO_HOST_BYTES)[..]),
-        Ok(None)
-    );
+    assert_eq!(decoder.decode(&mut &header(MAX_PAYLOAD_TO_HOST_BYTES)[..]), Ok(None));
     let (len, limit) = (MAX_PAYLOAD_TO_HOST_BYTES + 1, MAX_PAYLOAD_TO_HOST_BYTES);
-    assert_eq!(
-        refusal::<ToHost>(&header(len)),
-        DecodeError::TooLong {
-            name: "Data",
-            len,
-            limit
-        }
-    );
-    assert!(matches!(
-        refusal::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 0x20, 0x80, 0, 0]),
-        DecodeError::TooLong { .. }
-    ));
+    assert_eq!(refusal::<ToHost>(&header(len)), DecodeError::TooLong { name: "Data", len, limit });
+    assert!(matches!(refusal::<ToHost>(&[0xff, 0xff, 0xff, 0xff, 0x20, 0x80, 0, 0]), DecodeError::TooLong { .. }));
 }
 
 #[test]
@@ -174,42 +141,20 @@ fn a_message_over_the_limit_is_not_sent_and_leaves_the_buffer_alone() {
     encode(&ToHost::Data(vec![0; fits]), &mut Vec::new()).unwrap();
     let error = encode(&ToHost::Data(vec![0; fits + 1]), &mut out).unwrap_err();
     let limit = MAX_PAYLOAD_TO_HOST_BYTES;
-    assert_eq!(
-        (error, out),
-        (
-            EncodeError::TooLong {
-                name: "Data",
-                len: limit + 1,
-                limit
-            },
-            vec![1, 2, 3]
-        )
-    );
+    assert_eq!((error, out), (EncodeError::TooLong { name: "Data", len: limit + 1, limit }, vec![1, 2, 3]));
 }
 
 #[test]
 fn a_reserved_field_in_use_is_refused() {
     let mut bytes = frame(0x0003, b"");
     bytes[6] = 1;
-    assert_eq!(
-        refusal::<ToAgent>(&bytes),
-        DecodeError::Reserved {
-            name: "GetStats",
-            value: 1
-        }
-    );
+    assert_eq!(refusal::<ToAgent>(&bytes), DecodeError::Reserved { name: "GetStats", value: 1 });
 }
 
 #[test]
 fn an_empty_kind_with_a_payload_is_refused() {
     let source = FieldError::Trailing { left: 1 };
-    assert_eq!(
-        refusal::<ToAgent>(&frame(0x0003, b"x")),
-        DecodeError::Payload {
-            name: "GetStats",
-            source
-        }
-    );
+    assert_eq!(refusal::<ToAgent>(&frame(0x0003, b"x")), DecodeError::Payload { name: "GetStats", source });
 }
 
 #[test]
@@ -231,53 +176,25 @@ fn the_end_of_a_stream_inside_a_message_is_seen() {
         assert!(!decoder.is_at_boundary(), "after {end} bytes");
     }
     let mut decoder = Decoder::<ToAgent>::new();
-    assert!(
-        decoder
-            .decode(&mut &bytes[..])
-            .is_ok_and(|message| message.is_some())
-    );
+    assert!(decoder.decode(&mut &bytes[..]).is_ok_and(|message| message.is_some()));
     assert!(decoder.is_at_boundary());
 }
 
 #[test]
 fn output_encoded_in_place_is_the_same_message() {
-    for (stream, wrap) in [
-        (OutputStream::Stdout, ToHost::Stdout as fn(Output) -> ToHost),
-        (OutputStream::Stderr, ToHost::Stderr),
-    ] {
+    for (stream, wrap) in
+        [(OutputStream::Stdout, ToHost::Stdout as fn(Output) -> ToHost), (OutputStream::Stderr, ToHost::Stderr)]
+    {
         let mut out = Vec::new();
         assert_eq!(encode_output(stream, 77, b"abc", &mut out), 3);
-        assert_eq!(
-            out,
-            encoded(&[wrap(Output {
-                offset: 77,
-                data: b"abc".to_vec()
-            })])
-        );
+        assert_eq!(out, encoded(&[wrap(Output { offset: 77, data: b"abc".to_vec() })]));
     }
 }
 
 #[test]
 fn output_beyond_one_piece_waits_for_the_next() {
     let mut out = Vec::new();
-    assert_eq!(
-        encode_output(
-            OutputStream::Stdout,
-            0,
-            &vec![7; MAX_DATA_BYTES + 1],
-            &mut out
-        ),
-        MAX_DATA_BYTES
-    );
+    assert_eq!(encode_output(OutputStream::Stdout, 0, &vec![7; MAX_DATA_BYTES + 1], &mut out), MAX_DATA_BYTES);
     let (messages, error) = received::<ToHost>(&out, std::iter::repeat(1000));
-    assert_eq!(
-        (messages, error),
-        (
-            vec![ToHost::Stdout(Output {
-                offset: 0,
-                data: vec![7; MAX_DATA_BYTES]
-            })],
-            None
-        )
-    );
+    assert_eq!((messages, error), (vec![ToHost::Stdout(Output { offset: 0, data: vec![7; MAX_DATA_BYTES] })], None));
 }
