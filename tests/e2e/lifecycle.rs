@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ends of a run that nobody planned: signals at any stage, a killed monitor, a reader that leaves; and
+//! many runs in a row. After each, nothing of Midge's is left on the host.
+
+use std::io::Read;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::context::{Context, wait};
+use crate::harness::skip;
+
+crate::tests!("lifecycle":
+    Guest interrupt_at_any_stage,
+    Guest termination_at_any_stage,
+    Guest stdout_closed_by_its_reader,
+    Guest runs_in_a_row_leave_nothing,
+    NativeGuest monitor_that_is_killed,
+    NativeGuest midge_that_is_killed,
+);
+
+fn ended_by(context: &Context, signal: Signal, code: i32) {
+    let delays_ms = context.scaled([0, 10, 40, 100, 300, 1000], [0, 50, 300, 1500, 5000, 9000]);
+    for delay_ms in delays_ms {
+        let running = context.sh(&[], "sleep 300").start();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        running.signal(signal);
+        let outcome = running.finish();
+        let seen = outcome.shell_code();
+        assert_eq!(seen, code, "{signal} after {delay_ms} ms: {outcome}");
+        assert!(outcome.took < Duration::from_millis(delay_ms + context.scaled(5_000, 30_000)), "{outcome}");
+        context.assert_nothing_left();
+    }
+}
+
+fn interrupt_at_any_stage(context: &Context) {
+    ended_by(context, Signal::SIGINT, 130);
+}
+
+fn termination_at_any_stage(context: &Context) {
+    ended_by(context, Signal::SIGTERM, 143);
+}
+
+fn stdout_closed_by_its_reader(context: &Context) {
+    let mut command = context.midge(["run", "--", "yes"]).into_command();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("midge runs");
+    let mut first = [0; 2];
+    child.stdout.take().expect("piped").read_exact(&mut first).expect("the command prints");
+    assert_eq!(&first, b"y\n");
+    let status = wait(&mut child, Instant::now() + Duration::from_secs(60));
+    let Some(status) = status else {
+        child.kill().expect("our child");
+        panic!("midge goes on though nobody reads what its command prints");
+    };
+    let mut said = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert!(!said.contains("panicked"), "{status}: {said}");
+    context.assert_nothing_left();
+}
+
+/// Processes, mounts, sockets and files before and after; a thousand runs where runs are quick.
+fn runs_in_a_row_leave_nothing(context: &Context) {
+    let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok());
+    let runs: usize = asked.unwrap_or(context.scaled(100, 8));
+    context.midge(["run", "--", "true"]).run().code(0);
+    let before = Traces::now();
+    for _ in 0..runs {
+        context.midge(["run", "--", "true"]).run().code(0);
+    }
+    context.assert_nothing_left();
+    let after = Traces::now();
+    assert_eq!(before.mounts, after.mounts, "mounts after {runs} runs");
+    assert_eq!(before.shared_memory, after.shared_memory, "files in /dev/shm after {runs} runs");
+    assert_eq!(before.temporary, after.temporary, "entries named midge in the temporary directory after {runs} runs");
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    mounts: usize,
+    shared_memory: usize,
+    temporary: Vec<String>,
+}
+
+impl Traces {
+    fn now() -> Self {
+        let lines = |path: &str| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
+        let names = |dir: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let mut temporary = names("/tmp");
+        temporary.retain(|name| name.starts_with("midge-"));
+        temporary.sort();
+        Self { mounts: lines("/proc/self/mounts"), shared_memory: names("/dev/shm").len(), temporary }
+    }
+}
+
+/// The midge-vmm among a process's children.
+fn monitor_of(pid: u32, deadline: Instant) -> u32 {
+    loop {
+        let children = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        for child in children.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+            if parent == Some(pid) && stat.contains("(midge-vmm)") {
+                return child;
+            }
+        }
+        if Instant::now() > deadline {
+            skip("no midge-vmm child: the VM does not run on this machine's own KVM");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGKILL).expect("it runs");
+}
+
+fn monitor_that_is_killed(context: &Context) {
+    for delay_ms in [0, 50, 700] {
+        let running = context.sh(&[], "echo started; sleep 300").start();
+        let monitor = monitor_of(running.child.id(), Instant::now() + Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        kill(monitor);
+        running.finish().code(125).says(&["monitor"]);
+        context.assert_nothing_left();
+    }
+}
+
+/// The monitor's lifeline breaks with its parent; what is left in the run directory goes with the next start.
+fn midge_that_is_killed(context: &Context) {
+    for delay_ms in [0, 50, 700] {
+        let running = context.sh(&[], "sleep 300").start();
+        let monitor = monitor_of(running.child.id(), Instant::now() + Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        kill(running.child.id());
+        let outcome = running.finish();
+        assert_eq!(outcome.shell_code(), 137, "{outcome}");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let process = format!("/proc/{monitor}");
+        while std::path::Path::new(&process).exists() {
+            assert!(Instant::now() < deadline, "the monitor outlives midge: {process}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    context.midge(["run", "--", "true"]).run().code(0);
+    context.assert_nothing_left();
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End-to-end tests: the `midge` binary and library against real guests. One emulated host for the whole
+//! binary, and this machine's own KVM where a guest boots on it; both places in parallel, each one test at a time.
+//!
+//! `cargo test -p midge-tests --test e2e -- [FILTER]`. Variables: `MIDGE_BIN_DIR` (binaries under test),
+//! `MIDGE_REQUIRE_EMULATED=1` (a skip in the emulated host fails), `MIDGE_TEST_NATIVE_KERNEL` (a kernel for
+//! this machine's KVM where ours cannot run), `MIDGE_TEST_RUNS` (length of the long rows).
+
+#![expect(clippy::panic, reason = "a test fails by panicking; clippy does not see that this whole binary is tests")]
+
+mod context;
+mod contract;
+mod elf;
+mod faults;
+mod harness;
+mod input;
+mod lifecycle;
+mod place;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use context::Context;
+use harness::{Needs, Report, Test, run_lane};
+use place::Place;
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let groups = [input::TESTS, contract::TESTS, workspace::TESTS, faults::TESTS, lifecycle::TESTS];
+    let all: Vec<Test> = groups.concat();
+    let runs_in = |place: &str, needs: &[Needs]| -> Vec<Test> {
+        let wanted = |test: &&Test| {
+            let name = format!("{place}::{}::{}", test.group, test.name);
+            needs.contains(&test.needs)
+                && (filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
+        };
+        all.iter().filter(wanted).copied().collect()
+    };
+    let binary = runs_in("binary", &[Needs::Binary]);
+    let emulated = runs_in("emulated", &[Needs::Guest, Needs::OurKernel]);
+    let native = runs_in("native", &[Needs::Guest, Needs::NativeGuest]);
+    let filtered = (all.len() * 2).saturating_sub(binary.len() + emulated.len() + native.len());
+    println!("\nrunning {} tests", binary.len() + emulated.len() + native.len());
+
+    let report = Report::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            run_lane("binary", &binary, context_in(Ok(Place::Unset)), &report);
+            if !native.is_empty() {
+                run_lane("native", &native, context_in(Place::native()), &report);
+            }
+        });
+        if !emulated.is_empty() {
+            run_lane("emulated", &emulated, context_in(Place::emulated()), &report);
+        }
+    });
+    let (passed, skipped) = report.close(filtered, start.elapsed());
+    let required = std::env::var_os("MIDGE_REQUIRE_EMULATED").is_some_and(|value| value == "1");
+    let missing: Vec<&String> = skipped.iter().filter(|name| name.starts_with("emulated::")).collect();
+    if required && !missing.is_empty() {
+        println!("e2e: skipped though MIDGE_REQUIRE_EMULATED=1: {missing:?}");
+        return ExitCode::FAILURE;
+    }
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The context of a lane: its place, the binaries, a run directory of its own.
+fn context_in(place: Result<Place, String>) -> Result<Arc<Context>, String> {
+    let place = place?;
+    let bin = binaries()?;
+    let runtime =
+        tempfile::Builder::new().prefix("e2e-").tempdir().map_err(|error| format!("no run directory: {error}"))?;
+    Ok(Arc::new(Context { place, bin, runtime }))
+}
+
+/// Where `midge` is: `MIDGE_BIN_DIR`, or beside this test's own directory.
+fn binaries() -> Result<PathBuf, String> {
+    let beside = || std::env::current_exe().ok()?.parent()?.parent().map(PathBuf::from);
+    let dir = std::env::var_os("MIDGE_BIN_DIR").map(PathBuf::from).or_else(beside).unwrap_or_default();
+    if dir.join("midge").is_file() {
+        return Ok(dir);
+    }
+    Err(format!("no midge in {}: cargo build --bins, or set MIDGE_BIN_DIR", dir.display()))
+}

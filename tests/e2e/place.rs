@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where guests run: this machine's KVM, or an emulated host started once for all tests.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// A place for guests.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// None: the tests stop before a guest starts.
+    Unset,
+    /// This machine's KVM, with a kernel of the user's if ours cannot run on it.
+    Native {
+        /// The value of `MIDGE_KERNEL`.
+        kernel: Option<PathBuf>,
+    },
+    /// The emulated host that belongs to this test run.
+    Emulated(Shared),
+}
+
+/// The emulated host: where calls of `midge` find it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Holds its address and token, mode 0600.
+    pub(crate) address: PathBuf,
+}
+
+impl Place {
+    /// Variables that lead `midge` here.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        match self {
+            Self::Unset | Self::Native { kernel: None } => Vec::new(),
+            Self::Native { kernel: Some(path) } => vec![("MIDGE_KERNEL", path.into())],
+            Self::Emulated(shared) => vec![("MIDGE_EMULATED_HOST", shared.address.clone().into())],
+        }
+    }
+
+    /// This machine's KVM, if a guest boots on it.
+    pub(crate) fn native() -> Result<Self, String> {
+        let kernel = std::env::var_os("MIDGE_TEST_NATIVE_KERNEL").map(PathBuf::from);
+        if kernel.is_none() {
+            return Err("no KVM for an unmodified kernel here; MIDGE_TEST_NATIVE_KERNEL can name one that runs".into());
+        }
+        Ok(Self::Native { kernel })
+    }
+
+    /// Starts the emulated host.
+    pub(crate) fn emulated() -> Result<Self, String> {
+        Err("not started".into())
+    }
+}
