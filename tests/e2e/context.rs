@@ -52,7 +52,7 @@ impl Context {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let left = entries_below(&self.runtime.path().join("midge"));
-            let processes = monitors_with(self.runtime.path());
+            let processes = monitors_of(&self.bin.join("midge-vmm"));
             if left.is_empty() && processes.is_empty() {
                 return;
             }
@@ -68,17 +68,11 @@ fn entries_below(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// Processes named midge-vmm whose open files or arguments lead into `runtime`.
-fn monitors_with(runtime: &Path) -> Vec<u32> {
+/// Processes that run this monitor binary.
+fn monitors_of(binary: &Path) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let ours = pids.filter(|pid| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let needle = runtime.as_os_str().as_encoded_bytes();
-        name.trim() == "midge-vmm" && environment.windows(needle.len()).any(|window| window == needle)
-    });
-    ours.collect()
+    pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary)).collect()
 }
 
 /// A call of `midge` that has not started.
