@@ -8,6 +8,8 @@
 //!
 //! A module imports only from modules listed before it.
 
+pub mod progress;
+
 pub mod cache;
 pub mod erofs;
 
