@@ -38,6 +38,9 @@ pub(crate) enum Part<'a> {
     Take(u32),
 }
 
+/// Address, length, flags.
+type Buffer = (u64, u32, u16);
+
 /// A chain that was offered: its head and where its writable buffers are.
 #[derive(Debug, Clone)]
 pub(crate) struct Offered {
@@ -159,7 +162,7 @@ impl FakeDriver {
         self.write(self.avail + 2, &index.to_le_bytes());
     }
 
-    fn place(&mut self, parts: &[Part<'_>]) -> (Vec<(u64, u32, u16)>, Vec<(u64, u32)>) {
+    fn place(&mut self, parts: &[Part<'_>]) -> (Vec<Buffer>, Vec<(u64, u32)>) {
         let mut buffers = Vec::new();
         let mut takes = Vec::new();
         for part in parts {

@@ -25,6 +25,8 @@ pub mod queue;
 
 pub mod interrupt;
 
+pub mod device;
+
 pub mod mmio;
 
 #[cfg(test)]
@@ -32,8 +34,9 @@ pub(crate) mod fake;
 
 pub use chain::Chain;
 pub use cursor::{Reader, ShortChain, Writer};
+pub use device::{ActivateError, Activation, Device};
 pub use fault::GuestFault;
 pub use interrupt::Interrupt;
-pub use mmio::{ActivateError, Activation, Device, Transport};
+pub use mmio::Transport;
 pub use queue::Queue;
 pub use ring::Geometry;

@@ -1,2 +1,313 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of the queue.
+//! Queues against the fake driver: indices, latching, waking.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::virtio::fake::{END, FakeDriver, HIGH, HOLE, Part, ram_with_hole};
+
+const GIVE: [Part<'static>; 1] = [Part::Give(b"x")];
+
+fn pair(size: u16, features: u64) -> (FakeDriver, Queue) {
+    let driver = FakeDriver::new(&ram_with_hole(), 0x1000, size);
+    let queue = driver.queue(features);
+    (driver, queue)
+}
+
+fn serve_one(queue: &mut Queue) {
+    let chain = queue.pop().unwrap().unwrap();
+    queue.push_used(chain).unwrap();
+}
+
+#[test]
+fn empty_queue_has_nothing() {
+    let (_driver, mut queue) = pair(8, 0);
+    assert!(queue.pop().unwrap().is_none());
+    assert!(!queue.has_available().unwrap());
+    assert_eq!(queue.fault(), None);
+}
+
+#[test]
+fn used_entry_carries_head_and_bytes_really_written() {
+    let (mut driver, mut queue) = pair(8, 0);
+    driver.offer(&GIVE);
+    let offered = driver.offer(&[Part::Give(b"abc"), Part::Take(100)]);
+    serve_one(&mut queue);
+    let chain = queue.pop().unwrap().unwrap();
+    chain.writer().write_all(b"1234").unwrap();
+    queue.push_used(chain).unwrap();
+    assert_eq!(driver.used(), [(0, 0), (u32::from(offered.head), 4)]);
+}
+
+#[test]
+fn indices_wrap_many_times() {
+    let (mut driver, mut queue) = pair(4, 0);
+    for round in 0..70_000_u32 {
+        let head = driver.offer(&GIVE).head;
+        serve_one(&mut queue);
+        assert_eq!(driver.used(), [(u32::from(head), 0)], "round {round}");
+    }
+}
+
+#[test]
+fn avail_index_beyond_ring_latches_queue() {
+    for (index, fits) in [(4, true), (5, false), (0x8000, false), (u16::MAX, false)] {
+        let (mut driver, mut queue) = pair(4, 0);
+        driver.descriptor(0, HIGH, 1, 0, 0);
+        driver.set_avail_idx(index);
+        assert_eq!(queue.pop().is_ok(), fits, "avail.idx {index}");
+        if !fits {
+            let fault = GuestFault::AvailIndex { pending: index, in_flight: 0, size: 4 };
+            assert_eq!(queue.fault(), Some(fault));
+            driver.set_avail_idx(0);
+            assert_eq!(queue.pop().unwrap_err(), fault, "the latch holds");
+            assert_eq!(queue.enable_kicks().unwrap_err(), fault);
+            assert_eq!(queue.needs_notification().unwrap_err(), fault);
+        }
+    }
+}
+
+#[test]
+fn avail_index_going_back_latches_queue() {
+    let (mut driver, mut queue) = pair(8, 0);
+    driver.offer(&GIVE);
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    serve_one(&mut queue);
+    driver.set_avail_idx(1);
+    assert!(matches!(queue.pop(), Err(GuestFault::AvailIndex { pending: 65535, .. })));
+}
+
+#[test]
+fn chains_in_flight_are_bounded_by_the_queue_size() {
+    let (mut driver, mut queue) = pair(4, 0);
+    driver.descriptor(0, HIGH, 1, 0, 0);
+    for _ in 0..4 {
+        driver.offer_head(0);
+    }
+    let held: Vec<_> = (0..4).map(|_| queue.pop().unwrap().unwrap()).collect();
+    assert_eq!(queue.in_flight(), 4);
+    assert!(queue.pop().unwrap().is_none());
+    driver.offer_head(0);
+    let fault = queue.pop().unwrap_err();
+    assert_eq!(fault, GuestFault::AvailIndex { pending: 1, in_flight: 4, size: 4 });
+    drop(held);
+}
+
+#[test]
+fn latched_queue_writes_nothing_for_chains_in_flight() {
+    let (mut driver, mut queue) = pair(4, 0);
+    driver.offer(&GIVE);
+    let chain = queue.pop().unwrap().unwrap();
+    let fault = queue.latch(GuestFault::Device { device: "test", what: "a rule" });
+    assert_eq!(queue.push_used(chain), Err(fault));
+    assert!(driver.used().is_empty());
+    assert_eq!(queue.latch(GuestFault::Direction), fault, "the first fault stays");
+}
+
+#[test]
+fn chain_given_back_comes_again() {
+    let (mut driver, mut queue) = pair(4, 0);
+    driver.offer(&[Part::Give(b"first")]);
+    driver.offer(&[Part::Give(b"second")]);
+    for _ in 0..10 {
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!(chain.reader().read_array::<5>().unwrap(), *b"first");
+        queue.give_back(chain);
+    }
+    assert_eq!(queue.in_flight(), 0);
+    serve_one(&mut queue);
+    let chain = queue.pop().unwrap().unwrap();
+    assert_eq!(chain.reader().read_array::<6>().unwrap(), *b"second");
+}
+
+#[test]
+fn size_is_a_power_of_two_within_the_offer() {
+    let driver = FakeDriver::new(&ram_with_hole(), 0x1000, 256);
+    for (size, fits) in
+        [(0, false), (1, true), (2, true), (3, false), (128, true), (255, false), (256, true), (257, false)]
+            .into_iter()
+            .chain([(512, false), (32768, false), (65536, false), (65537, false), (u32::MAX, false)])
+    {
+        let claim = Geometry { size, ..driver.geometry() };
+        let made = Queue::new(driver.ram.clone().into(), claim, 256, 0);
+        assert_eq!(made.is_ok(), fits, "size {size}");
+        if !fits {
+            assert_eq!(made.unwrap_err(), GuestFault::QueueSize { size, max: 256 });
+        }
+    }
+}
+
+#[test]
+fn areas_are_aligned_and_in_memory() {
+    let driver = FakeDriver::new(&ram_with_hole(), 0x1000, 8);
+    let good = driver.geometry();
+    let made = |claim| Queue::new(driver.ram.clone().into(), claim, 8, 0).map(|_| ());
+    assert_eq!(made(good), Ok(()));
+    for descriptors in [good.descriptors + 8, good.descriptors + 1] {
+        assert!(matches!(made(Geometry { descriptors, ..good }), Err(GuestFault::QueueAlignment { align: 16, .. })));
+    }
+    assert!(matches!(
+        made(Geometry { avail: good.avail + 1, ..good }),
+        Err(GuestFault::QueueAlignment { align: 2, .. })
+    ));
+    assert!(matches!(made(Geometry { used: good.used + 2, ..good }), Err(GuestFault::QueueAlignment { align: 4, .. })));
+    // 8 descriptors are 128 bytes, the available ring 22, the used ring 70.
+    for (descriptors, fits) in [(HOLE - 128, true), (HOLE - 112, false), (HIGH - 16, false), (u64::MAX - 15, false)] {
+        assert_eq!(made(Geometry { descriptors, ..good }).is_ok(), fits, "{descriptors:#x}");
+    }
+    for (avail, fits) in [(END - 22, true), (END - 20, false), (HOLE, false), (u64::MAX - 1, false)] {
+        assert_eq!(made(Geometry { avail, ..good }).is_ok(), fits, "{avail:#x}");
+    }
+    for (used, fits) in [(END - 72, true), (END - 68, false), (HOLE, false), (u64::MAX - 3, false)] {
+        assert_eq!(made(Geometry { used, ..good }).is_ok(), fits, "{used:#x}");
+    }
+}
+
+/// Used entries are 4-aligned: one of them may lie across two adjacent regions.
+#[test]
+fn used_ring_across_a_region_border_works() {
+    let mut driver = FakeDriver::new(&ram_with_hole(), 0x1000, 8);
+    driver.used = crate::virtio::fake::BORDER - 8;
+    let mut queue = driver.queue(0);
+    for _ in 0..20 {
+        let head = driver.offer(&GIVE).head;
+        serve_one(&mut queue);
+        assert_eq!(driver.used(), [(u32::from(head), 0)]);
+    }
+}
+
+#[test]
+fn without_event_idx_flags_decide() {
+    let (mut driver, mut queue) = pair(8, 0);
+    assert!(!queue.needs_notification().unwrap(), "nothing was used");
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(queue.needs_notification().unwrap());
+    assert!(!queue.needs_notification().unwrap(), "once a batch");
+    driver.set_avail_flags(1);
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(!queue.needs_notification().unwrap());
+    queue.disable_kicks().unwrap();
+    assert_eq!(driver.used_flags(), 1);
+    assert!(!queue.enable_kicks().unwrap());
+    assert_eq!(driver.used_flags(), 0);
+    driver.offer(&GIVE);
+    assert!(queue.enable_kicks().unwrap(), "work that came before kicks were on");
+}
+
+#[test]
+fn with_event_idx_the_driver_is_told_when_its_index_is_passed() {
+    let (mut driver, mut queue) = pair(8, feature::EVENT_IDX);
+    driver.set_used_event(1);
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(!queue.needs_notification().unwrap(), "used index 1 has not passed 1");
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(queue.needs_notification().unwrap());
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(!queue.needs_notification().unwrap(), "an index behind us is not passed again");
+    driver.set_avail_flags(1);
+    driver.set_used_event(3);
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(queue.needs_notification().unwrap(), "flags mean nothing with EVENT_IDX");
+}
+
+#[test]
+fn with_event_idx_kicks_are_asked_for_by_index() {
+    let (mut driver, mut queue) = pair(8, feature::EVENT_IDX);
+    queue.disable_kicks().unwrap();
+    assert_eq!(driver.used_flags(), 0);
+    driver.offer(&GIVE);
+    serve_one(&mut queue);
+    assert!(!queue.enable_kicks().unwrap());
+    assert_eq!(driver.avail_event(), 1);
+    driver.offer(&GIVE);
+    assert!(queue.enable_kicks().unwrap());
+}
+
+#[test]
+fn state_round_trips_and_is_refused_with_chains_in_flight() {
+    let (mut driver, mut queue) = pair(8, 0);
+    for _ in 0..5 {
+        driver.offer(&GIVE);
+        serve_one(&mut queue);
+    }
+    driver.offer(&[Part::Give(b"later")]);
+    let state = queue.state().unwrap();
+    assert_eq!((state.next_avail, state.next_used), (5, 5));
+    let chain = queue.pop().unwrap().unwrap();
+    assert_eq!(queue.state(), None);
+    queue.give_back(chain);
+    let mut restored = Queue::restore(driver.ram.clone().into(), state, 8, 0).unwrap();
+    let chain = restored.pop().unwrap().unwrap();
+    assert_eq!(chain.reader().read_array::<5>().unwrap(), *b"later");
+    restored.push_used(chain).unwrap();
+    assert_eq!(driver.used().len(), 6);
+    let hostile = QueueState { geometry: Geometry { size: 3, ..state.geometry }, ..state };
+    assert!(Queue::restore(driver.ram.clone().into(), hostile, 8, 0).is_err());
+}
+
+/// Two threads and the two fences: no completion is ever missed while both sides may sleep.
+#[test]
+fn event_idx_never_loses_a_wake_up() {
+    use std::sync::mpsc;
+    let (mut driver, mut queue) = pair(16, feature::EVENT_IDX);
+    let (kick, kicked) = mpsc::channel::<()>();
+    let (interrupt, interrupted) = mpsc::channel::<()>();
+    let device = std::thread::spawn(move || {
+        loop {
+            while let Some(chain) = queue.pop().unwrap() {
+                queue.push_used(chain).unwrap();
+                if queue.needs_notification().unwrap() && interrupt.send(()).is_err() {
+                    return;
+                }
+            }
+            if !queue.enable_kicks().unwrap() && kicked.recv().is_err() {
+                return;
+            }
+        }
+    });
+    let limit = std::time::Duration::from_secs(20);
+    for round in 0..20_000_u16 {
+        driver.set_used_event(round);
+        driver.offer(&GIVE);
+        fence(Ordering::SeqCst);
+        // §2.7.10: kick when the index we just passed is the one asked for.
+        if driver.avail_event() == round {
+            kick.send(()).unwrap();
+        }
+        fence(Ordering::SeqCst);
+        if driver.used().is_empty() {
+            interrupted.recv_timeout(limit).expect("an interrupt for the used buffer");
+            driver.used();
+        }
+        while interrupted.try_recv().is_ok() {}
+    }
+    drop(kick);
+    device.join().unwrap();
+}
+
+proptest! {
+    /// needs_notification agrees with counting one by one whether the event index was passed.
+    #[test]
+    fn event_index_rule_matches_counting(start in any::<u16>(), batch in 0_u16..8, event in any::<u16>(), near in any::<bool>()) {
+        let event = if near { start.wrapping_add(event % 10).wrapping_sub(1) } else { event };
+        let driver = FakeDriver::new(&ram_with_hole(), 0x1000, 8);
+        let state = QueueState { geometry: driver.geometry(), next_avail: start, next_used: start, told_used: start };
+        let mut queue = Queue::restore(driver.ram.clone().into(), state, 8, feature::EVENT_IDX).unwrap();
+        let mut driver = driver;
+        driver.set_avail_idx(start);
+        driver.set_used_event(event);
+        for _ in 0..batch {
+            driver.offer(&GIVE);
+            serve_one(&mut queue);
+        }
+        let passed = (0..batch).any(|i| start.wrapping_add(i) == event);
+        prop_assert_eq!(queue.needs_notification().unwrap(), passed);
+    }
+}
