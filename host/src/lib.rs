@@ -39,3 +39,5 @@ pub mod exec;
 pub mod files;
 
 pub mod sandbox;
+
+pub mod bench;
