@@ -14,7 +14,10 @@
 //! The crate knows nothing of agents, models or policy: it moves bytes between a guest and
 //! Unix sockets.
 
+pub mod sys;
+
 pub mod config;
+
 pub mod trace;
 
 pub mod memory;
@@ -32,5 +35,7 @@ pub mod block;
 pub mod vsock;
 
 pub mod jail;
+
+pub mod control;
 
 pub mod vm;

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The boot plan: every byte that goes to guest memory before the first instruction, as data.
+//!
+//! Made from checked parts; [`BootPlan::load`] is the only function of this crate that writes
+//! guest memory outside the devices.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+
+use kvm_bindings::kvm_regs;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::config::{ConsoleMode, VmmConfig};
+use crate::memory::{self, GuestRam};
+
+use super::cmdline::{self, DeviceWord, TooLong};
+use super::kernel::{self, KernelError, KernelFile, KernelImage, Segment};
+use super::layout::{BOOT_PARAMS, COMMAND_LINE, GDT, HIGH_RAM, IDENTITY_MAPPED_END, MP_TABLE, PAGE_TABLES, RNG_SEED};
+use super::params::{self, Facts, SEED_BYTES};
+use super::{mptable, registers};
+
+const PAGE_BYTES: u64 = 4096;
+
+/// Why a guest cannot be started from these files.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file could not be opened.
+    #[error("opening the {what} {path:?} failed")]
+    Open {
+        /// Kernel or initramfs.
+        what: &'static str,
+        /// Its path.
+        path: std::path::PathBuf,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel file is no kernel for this guest.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The command line does not fit.
+    #[error(transparent)]
+    Cmdline(#[from] TooLong),
+    /// The initramfs does not fit between the kernel and the end of memory.
+    #[error(
+        "the initramfs has {len} bytes; behind the kernel, which ends at {kernel_end:#x}, there is room up to \
+         {limit:#x}; give the VM more memory"
+    )]
+    InitramfsRoom {
+        /// Its length in bytes.
+        len: u64,
+        /// Where the kernel ends.
+        kernel_end: u64,
+        /// First address that cannot be had.
+        limit: u64,
+    },
+    /// Copying a file into guest memory failed.
+    #[error("copying {len} bytes of the {what} to guest address {start:#x} failed")]
+    Copy {
+        /// Kernel or initramfs.
+        what: &'static str,
+        /// Guest address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// Why; a file that became shorter is one reason.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// The host gave no random bytes.
+    #[error("reading {SEED_BYTES} random bytes for the guest failed")]
+    Entropy(#[source] io::Error),
+    /// Positioning in a file failed.
+    #[error("seeking in the {what} failed")]
+    Seek {
+        /// Kernel or initramfs.
+        what: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An opened file with the length it had then.
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    len: u64,
+}
+
+fn open(what: &'static str, path: &std::path::Path) -> Result<Opened, BootError> {
+    let fail = |source| BootError::Open { what, path: path.to_owned(), source };
+    let file = File::open(path).map_err(fail)?;
+    let len = file.metadata().map_err(fail)?.len();
+    Ok(Opened { file, len })
+}
+
+/// What to write where, and how the boot CPU starts.
+#[derive(Debug)]
+pub struct BootPlan {
+    kernel: Opened,
+    initramfs: Option<(Opened, Segment)>,
+    segments: Vec<Segment>,
+    tables: Vec<(u64, Vec<u8>)>,
+    regs: kvm_regs,
+}
+
+impl BootPlan {
+    /// Opens and checks the files of `config` and computes everything else.
+    ///
+    /// # Errors
+    /// [`BootError`]; all of them but [`BootError::Entropy`] are the user's to mend.
+    pub fn new(config: &VmmConfig, devices: &[DeviceWord]) -> Result<Self, BootError> {
+        let mem_bytes = config.mem_bytes();
+        let ram_end = memory::ranges(mem_bytes).first().map_or(0, |&(start, len)| start + len);
+        let kernel = open("kernel", config.kernel())?;
+        let image = kernel::parse(&KernelFile { file: &kernel.file, len: kernel.len }, ram_end)?;
+        let initramfs = match config.initramfs() {
+            None => None,
+            Some(path) => {
+                let opened = open("initramfs", path)?;
+                let place = place_initramfs(opened.len, &image, ram_end)?;
+                Some((opened, place))
+            }
+        };
+        let line = compose_line(config.console(), devices, config.cmdline(), &image)?;
+        let place = initramfs.as_ref().map(|(_, segment)| *segment);
+        let tables = tables(mem_bytes, config.cpus(), &line, &image, place, &entropy()?);
+        Ok(Self { kernel, initramfs, regs: registers::general(image.entry), segments: image.segments, tables })
+    }
+
+    /// Writes everything into fresh (zeroed) guest memory.
+    ///
+    /// # Errors
+    /// [`BootError::Copy`] and [`BootError::Seek`].
+    pub fn load(&mut self, ram: &GuestRam) -> Result<(), BootError> {
+        for segment in &self.segments {
+            copy("kernel", &mut self.kernel.file, segment, ram)?;
+        }
+        if let Some((opened, segment)) = &mut self.initramfs {
+            copy("initramfs", &mut opened.file, segment, ram)?;
+        }
+        for (start, bytes) in &self.tables {
+            ram.write_slice(bytes, GuestAddress(*start)).map_err(|source| BootError::Copy {
+                what: "boot tables",
+                start: *start,
+                len: bytes.len() as u64,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The boot CPU's general registers.
+    pub fn regs(&self) -> &kvm_regs {
+        &self.regs
+    }
+}
+
+fn compose_line(
+    console: ConsoleMode,
+    devices: &[DeviceWord],
+    user: &str,
+    image: &KernelImage,
+) -> Result<String, TooLong> {
+    cmdline::compose(console, devices, user, image.cmdline_max)
+}
+
+/// Behind the kernel, so that both share huge pages; a page apart from its end.
+fn place_initramfs(len: u64, image: &KernelImage, ram_end: u64) -> Result<Segment, BootError> {
+    let limit = ram_end.min(IDENTITY_MAPPED_END).min(image.initramfs_last.saturating_add(1));
+    let start = image.end.max(HIGH_RAM.start).next_multiple_of(PAGE_BYTES);
+    if start.checked_add(len).is_none_or(|end| end > limit) {
+        return Err(BootError::InitramfsRoom { len, kernel_end: image.end, limit });
+    }
+    Ok(Segment { start, file_offset: 0, file_len: len, mem_len: len })
+}
+
+/// The tables in low memory.
+fn tables(
+    mem_bytes: u64,
+    cpus: u8,
+    line: &str,
+    image: &KernelImage,
+    initramfs: Option<Segment>,
+    seed: &[u8; SEED_BYTES],
+) -> Vec<(u64, Vec<u8>)> {
+    let mut zero_ended = line.as_bytes().to_vec();
+    zero_ended.push(0);
+    let facts = Facts {
+        mem_bytes,
+        cmdline_len: u32::try_from(line.len()).unwrap_or(0),
+        initramfs: initramfs.and_then(|s| Some((u32::try_from(s.start).ok()?, u32::try_from(s.file_len).ok()?))),
+        setup_header: image.setup_header.as_deref(),
+    };
+    vec![
+        (PAGE_TABLES.start, registers::page_tables()),
+        (GDT.start, registers::gdt()),
+        (BOOT_PARAMS.start, params::boot_params(&facts)),
+        (COMMAND_LINE.start, zero_ended),
+        (RNG_SEED.start, params::rng_seed(seed)),
+        (MP_TABLE.start, mptable::bytes(cpus)),
+    ]
+}
+
+fn copy(what: &'static str, file: &mut File, segment: &Segment, ram: &GuestRam) -> Result<(), BootError> {
+    file.seek(SeekFrom::Start(segment.file_offset)).map_err(|source| BootError::Seek { what, source })?;
+    let len = usize::try_from(segment.file_len).unwrap_or(usize::MAX);
+    ram.read_exact_volatile_from(GuestAddress(segment.start), file, len).map_err(|source| BootError::Copy {
+        what,
+        start: segment.start,
+        len: segment.file_len,
+        source,
+    })
+}
+
+/// Random bytes of the host, different for every VM.
+fn entropy() -> Result<[u8; SEED_BYTES], BootError> {
+    let mut seed = [0; SEED_BYTES];
+    crate::sys::fill_random(&mut seed).map_err(BootError::Entropy)?;
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests;

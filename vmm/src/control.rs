@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the main thread watches beside the devices: the end of a vCPU, signals, the lifeline
+//! and console lines.
+//!
+//! A subscriber of the event loop. It finds out *that* the VM ends and why; ending it is left to
+//! `vm`. Bytes on the lifeline mean nothing, only its end does.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::machine::console::Output;
+use crate::{sys, trace};
+
+/// Signals that ask the monitor to stop its VM.
+pub const STOP_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// Why the event loop is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A vCPU ended by itself.
+    Guest,
+    /// One of [`STOP_SIGNALS`] came.
+    Signal,
+    /// Whoever holds the other end of the lifeline has closed it, or died.
+    Lifeline,
+}
+
+impl Cause {
+    /// One line for a human.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Guest => "the guest ended",
+            Self::Signal => "stopped by a signal",
+            Self::Lifeline => "stopped because the lifeline closed",
+        }
+    }
+}
+
+/// What is watched. Each descriptor is told apart by the number it is registered with.
+#[derive(Debug)]
+pub struct Control {
+    ended: EventFd,
+    signals: File,
+    lifeline: Option<File>,
+    console: Option<(EventFd, Output, u64)>,
+    cause: Rc<Cell<Option<Cause>>>,
+}
+
+const ENDED: u32 = 0;
+const SIGNALS: u32 = 1;
+const LIFELINE: u32 = 2;
+const CONSOLE: u32 = 3;
+
+impl Control {
+    /// Watches `ended` (a vCPU's end), the stop signals, which must be blocked, the lifeline and
+    /// the console's lines, if there are such.
+    ///
+    /// # Errors
+    /// The kernel's error when no descriptor for signals can be had.
+    pub fn new(ended: EventFd, lifeline: Option<OwnedFd>, console: Option<(EventFd, Output)>) -> io::Result<Self> {
+        Ok(Self {
+            ended,
+            signals: sys::signal_descriptor(&STOP_SIGNALS)?.into(),
+            lifeline: lifeline.map(File::from),
+            console: console.map(|(line_ended, output)| (line_ended, output, 0)),
+            cause: Rc::new(Cell::new(None)),
+        })
+    }
+
+    /// Where the cause will appear.
+    pub fn cause(&self) -> Rc<Cell<Option<Cause>>> {
+        Rc::clone(&self.cause)
+    }
+
+    /// The first cause stays.
+    fn end(&self, cause: Cause) {
+        self.cause.set(self.cause.get().or(Some(cause)));
+    }
+
+    fn read_lifeline(&mut self, ops: &mut EventOps<'_>) {
+        let Some(lifeline) = &mut self.lifeline else { return };
+        let mut ignored = [0; 512];
+        match lifeline.read(&mut ignored) {
+            Ok(0) => self.end(Cause::Lifeline),
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(_) => {
+                // A lifeline that cannot be read protects nobody: treat it as closed.
+                let _ = ops.remove(Events::with_data(lifeline, LIFELINE, EventSet::IN));
+                self.end(Cause::Lifeline);
+            }
+        }
+    }
+
+    /// Reports console lines that were not reported yet.
+    fn drain_console(&mut self) {
+        if let Some((line_ended, output, cursor)) = &mut self.console {
+            let _ = line_ended.read();
+            let mut stdout = io::stdout().lock();
+            for line in output.lines_since(cursor) {
+                trace::console_line(&line, &mut stdout);
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match events.data() {
+            ENDED => {
+                let _ = self.ended.read();
+                self.drain_console();
+                self.end(Cause::Guest);
+            }
+            SIGNALS => self.end(Cause::Signal),
+            LIFELINE => self.read_lifeline(ops),
+            _ => self.drain_console(),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let watch = |ops: &mut EventOps<'_>, events| ops.add(events).is_ok();
+        let mut all = watch(ops, Events::with_data(&self.ended, ENDED, EventSet::IN));
+        all &= watch(ops, Events::with_data(&self.signals, SIGNALS, EventSet::IN));
+        if let Some((line_ended, ..)) = &self.console {
+            all &= watch(ops, Events::with_data(line_ended, CONSOLE, EventSet::IN));
+        }
+        if !all {
+            // Without these nobody could ever stop the VM: do not start it.
+            self.end(Cause::Signal);
+        }
+        if let Some(lifeline) = &self.lifeline {
+            // A regular file or /dev/null cannot be watched and never closes: no lifeline then.
+            watch(ops, Events::with_data(lifeline, LIFELINE, EventSet::IN));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_manager::{EventManager, SubscriberOps};
+    use std::io::Write;
+
+    type Loop = EventManager<Box<dyn MutEventSubscriber>>;
+
+    fn eventfd() -> EventFd {
+        EventFd::new(libc::EFD_NONBLOCK).unwrap()
+    }
+
+    fn start(control: Control) -> (Loop, Rc<Cell<Option<Cause>>>) {
+        let cause = control.cause();
+        let mut events = Loop::new().unwrap();
+        events.add_subscriber(Box::new(control));
+        (events, cause)
+    }
+
+    #[test]
+    fn nothing_happens_until_something_does() {
+        let ended = eventfd();
+        let (mut events, cause) = start(Control::new(ended.try_clone().unwrap(), None, None).unwrap());
+        events.run_with_timeout(0).unwrap();
+        assert_eq!(cause.get(), None);
+        ended.write(1).unwrap();
+        events.run_with_timeout(1000).unwrap();
+        assert_eq!(cause.get(), Some(Cause::Guest));
+    }
+
+    #[test]
+    fn bytes_on_the_lifeline_mean_nothing_its_end_stops() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (mut events, cause) = start(Control::new(eventfd(), Some(reader.into()), None).unwrap());
+        writer.write_all(b"noise\n").unwrap();
+        events.run_with_timeout(1000).unwrap();
+        assert_eq!(cause.get(), None);
+        drop(writer);
+        events.run_with_timeout(1000).unwrap();
+        assert_eq!(cause.get(), Some(Cause::Lifeline));
+    }
+
+    #[test]
+    fn a_file_as_stdin_is_no_lifeline() {
+        let null = File::open("/dev/null").unwrap();
+        let (mut events, cause) = start(Control::new(eventfd(), Some(null.into()), None).unwrap());
+        events.run_with_timeout(10).unwrap();
+        assert_eq!(cause.get(), None);
+    }
+
+    #[test]
+    fn the_first_cause_stays() {
+        let control = Control::new(eventfd(), None, None).unwrap();
+        control.end(Cause::Lifeline);
+        control.end(Cause::Guest);
+        assert_eq!(control.cause().get(), Some(Cause::Lifeline));
+        assert!(Cause::Lifeline.describe().contains("lifeline"));
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+//! KVM: opening it, and making a VM with its memory, interrupt chip, events and vCPUs.
+//!
+//! The order is fixed here because it is worth milliseconds: memory slots come before the
+//! interrupt chip (a slot added after it waits 6 ms for an SRCU grace period), and there is no
+//! PIT, which an unmodified Linux does not need once it sees a TSC deadline timer and kvm-clock.
+
+use std::io;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{Msrs, kvm_regs, kvm_sregs};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+
+use super::cpuid;
+
+/// The page with which Intel CPUs enter real mode; inside the MMIO gap, below the TSS.
+pub const IDENTITY_MAP_START: u64 = 0xfffb_c000;
+/// Three pages that Intel CPUs need for a task state; inside the MMIO gap.
+pub const TSS_START: u64 = 0xfffb_d000;
+/// The only version of the interface that exists.
+const API_VERSION: i32 = 12;
+
+/// What is needed of KVM, and for what.
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "guest memory"),
+    (Cap::Irqchip, "interrupt controllers in the kernel"),
+    (Cap::Ioeventfd, "queue notifications"),
+    (Cap::Irqfd, "device interrupts"),
+    (Cap::ExtCpuid, "CPU features"),
+    (Cap::SetTssAddr, "real mode on Intel CPUs"),
+    (Cap::TscDeadlineTimer, "a timer without a PIT"),
+];
+
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// MTRRs on, everything write-back: without it Linux maps memory uncached in places.
+const MTRR_ON_WRITE_BACK: u64 = (1 << 11) | 6;
+
+/// Why KVM cannot be used, or a VM not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// /dev/kvm does not exist.
+    #[error("opening /dev/kvm failed: it does not exist; load kvm_intel or kvm_amd, or run `midge doctor`")]
+    Absent(#[source] io::Error),
+    /// /dev/kvm may not be opened.
+    #[error("opening /dev/kvm failed: no permission; add the user to the group that owns it, or run `midge doctor`")]
+    Permission(#[source] io::Error),
+    /// Opening /dev/kvm failed for another reason.
+    #[error("opening /dev/kvm failed")]
+    Open(#[source] io::Error),
+    /// The interface has another version.
+    #[error("KVM speaks API version {found}; needed: {API_VERSION}")]
+    Version {
+        /// The version found.
+        found: i32,
+    },
+    /// A capability is missing.
+    #[error("this KVM lacks {cap:?}, needed for {purpose}; a newer host kernel is needed")]
+    Lacks {
+        /// The capability.
+        cap: Cap,
+        /// What it is needed for.
+        purpose: &'static str,
+    },
+    /// More vCPUs than the host takes.
+    #[error("KVM takes at most {max} vCPUs on this host; asked for: {asked}")]
+    Vcpus {
+        /// The configured number.
+        asked: u8,
+        /// What KVM says.
+        max: usize,
+    },
+    /// One step of making the VM failed.
+    #[error("KVM: {step} failed")]
+    Step {
+        /// What was attempted.
+        step: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Step { step, source: source.into() }
+}
+
+/// An opened KVM with everything that is needed of it.
+#[derive(Debug)]
+pub struct Host(Kvm);
+
+impl Host {
+    /// Opens /dev/kvm and checks version, capabilities and the number of vCPUs.
+    ///
+    /// # Errors
+    /// [`KvmError`] says what is missing and what to do about it.
+    pub fn open(vcpus: u8) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(|e| classify_open(e.into()))?;
+        let found = kvm.get_api_version();
+        if found != API_VERSION {
+            return Err(KvmError::Version { found });
+        }
+        if let Some(&(cap, purpose)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Lacks { cap, purpose });
+        }
+        let max = kvm.get_max_vcpus();
+        if usize::from(vcpus) > max {
+            return Err(KvmError::Vcpus { asked: vcpus, max });
+        }
+        Ok(Self(kvm))
+    }
+
+    /// The CPU features KVM can give a guest here.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn cpu_features(&self) -> Result<CpuId, KvmError> {
+        self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("reading the supported CPU features"))
+    }
+
+    /// Makes a VM over `ram`, with interrupt controllers.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn create(&self, ram: &GuestRam) -> Result<Machine, KvmError> {
+        let vm = self.0.create_vm().map_err(step("creating a VM"))?;
+        for (slot, region) in (0..).zip(ram.iter()) {
+            add_slot(&vm, slot, region)?;
+        }
+        vm.set_identity_map_address(IDENTITY_MAP_START).map_err(step("placing the identity map"))?;
+        let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
+        vm.set_tss_address(tss).map_err(step("placing the task state"))?;
+        vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
+        Ok(Machine(vm))
+    }
+}
+
+fn classify_open(source: io::Error) -> KvmError {
+    match source.kind() {
+        io::ErrorKind::NotFound => KvmError::Absent(source),
+        io::ErrorKind::PermissionDenied => KvmError::Permission(source),
+        _ if source.raw_os_error() == Some(libc::ENODEV) => KvmError::Absent(source),
+        _ => KvmError::Open(source),
+    }
+}
+
+#[expect(unsafe_code, reason = "KVM is given the address of guest memory")]
+fn add_slot(vm: &VmFd, slot: u32, region: &impl GuestMemoryRegion) -> Result<(), KvmError> {
+    let userspace_addr = region
+        .get_host_address(vm_memory::MemoryRegionAddress(0))
+        .map_err(|e| KvmError::Step { step: "finding guest memory", source: io::Error::other(e) })?;
+    let slot = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: userspace_addr.addr() as u64,
+    };
+    // SAFETY: the range is a mapping of this process that is never unmapped (memory.rs), and no
+    // other slot covers it, as the regions of a guest memory are disjoint.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(step("giving the VM its memory"))
+}
+
+/// A VM with memory and interrupt controllers.
+#[derive(Debug)]
+pub struct Machine(VmFd);
+
+impl Machine {
+    /// Makes vCPU `index` of `count` with its CPU features; it is not yet told where to start.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn create_vcpu(&self, index: u8, count: u8, features: &[kvm_cpuid_entry2]) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.0.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        let entries = cpuid::for_vcpu(features, index, count);
+        let cpuid = CpuId::from_entries(&entries).map_err(|e| KvmError::Step {
+            step: "listing the CPU features",
+            source: io::Error::other(format!("{e:?}")),
+        })?;
+        vcpu.set_cpuid2(&cpuid).map_err(step("setting the CPU features"))?;
+        Ok(vcpu)
+    }
+
+    /// An eventfd that fires when the guest writes `value` (32 bits) at `addr`.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn on_write(&self, addr: u64, value: u32, fd: &EventFd) -> Result<(), KvmError> {
+        self.0
+            .register_ioevent(fd, &IoEventAddress::Mmio(addr), value)
+            .map_err(step("registering a queue notification"))
+    }
+
+    /// Lets writes to `fd` raise interrupt line `gsi`.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn connect_interrupt(&self, fd: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.0.register_irqfd(fd, gsi).map_err(step("registering a device interrupt"))
+    }
+}
+
+/// Puts the boot CPU where the guest's kernel starts.
+///
+/// `place` gets the segment and control registers as KVM made them and changes what it must.
+///
+/// # Errors
+/// [`KvmError::Step`].
+pub fn set_start(vcpu: &VcpuFd, regs: &kvm_regs, place: impl FnOnce(&mut kvm_sregs)) -> Result<(), KvmError> {
+    let mut sregs = vcpu.get_sregs().map_err(step("reading the system registers"))?;
+    place(&mut sregs);
+    vcpu.set_sregs(&sregs).map_err(step("setting the system registers"))?;
+    vcpu.set_regs(regs).map_err(step("setting the registers"))?;
+    let entries = [(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)]
+        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let msrs = Msrs::from_entries(&entries)
+        .map_err(|e| KvmError::Step { step: "listing the MSRs", source: io::Error::other(format!("{e:?}")) })?;
+    // Hosts that refuse one of them (the count tells) run Linux all the same.
+    vcpu.set_msrs(&msrs).map(|_| ()).map_err(step("setting the MSRs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn failures_to_open_are_told_apart_and_say_what_to_do() {
+        let absent = classify_open(io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(matches!(absent, KvmError::Absent(_)));
+        assert!(absent.to_string().contains("midge doctor"));
+        let no_module = classify_open(io::Error::from_raw_os_error(libc::ENODEV));
+        assert!(matches!(no_module, KvmError::Absent(_)));
+        let denied = classify_open(io::Error::from_raw_os_error(libc::EACCES));
+        assert!(matches!(denied, KvmError::Permission(_)));
+        assert!(denied.to_string().contains("group"));
+        let other = classify_open(io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(matches!(other, KvmError::Open(_)));
+        assert!(other.source().is_some());
+    }
+}

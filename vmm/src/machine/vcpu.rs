@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The vCPU loop: enter the guest, decide on the exit, enter again.
+//!
+//! One thread a vCPU. [`decide`] is all the policy and is pure but for the devices it is given;
+//! the loop around it only enters the guest, counts and reports. It does no I/O of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::bus::Bus;
+use super::ports::Ports;
+use crate::sys;
+use crate::trace::ExitCounts;
+
+/// Why a vCPU no longer runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest asked for a reset.
+    Reset,
+    /// The CPU shut down: a triple fault.
+    Shutdown,
+    /// KVM could not go on; the text says where the guest was.
+    Failed(String),
+    /// The VM is being stopped from outside.
+    Asked,
+}
+
+/// What to do after an exit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest again.
+    Resume,
+    /// Leave the loop.
+    Stop(Stop),
+    /// KVM failed: leave the loop once the registers have been added to this text.
+    Fail(String),
+}
+
+/// What every vCPU thread of a VM shares.
+#[derive(Debug)]
+pub struct Shared {
+    /// The devices in guest-physical space.
+    pub bus: Bus,
+    /// The devices in port space.
+    pub ports: Ports,
+    /// Exits so far.
+    pub counters: Counters,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    /// Devices, with all counters at zero.
+    pub fn new(bus: Bus, ports: Ports) -> Arc<Self> {
+        Arc::new(Self { bus, ports, counters: Counters::default(), stopping: AtomicBool::new(false) })
+    }
+
+    /// Asks every vCPU to stop. A thread inside the guest notices at its next exit, so the asker
+    /// must go on interrupting it with a signal until it has ended.
+    pub fn ask_to_stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+}
+
+/// Exits to this process by kind, counted by all vCPUs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    io: AtomicU64,
+    mmio: AtomicU64,
+    interrupted: AtomicU64,
+    other: AtomicU64,
+}
+
+impl Counters {
+    /// The counts so far.
+    pub fn read(&self) -> ExitCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ExitCounts {
+            io: load(&self.io),
+            mmio: load(&self.mmio),
+            interrupted: load(&self.interrupted),
+            other: load(&self.other),
+        }
+    }
+
+    fn count(&self, exit: &VcpuExit<'_>) {
+        let counter = match exit {
+            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => &self.io,
+            VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..) => &self.mmio,
+            VcpuExit::Intr => &self.interrupted,
+            _ => &self.other,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Carries out what the guest asked for with this exit and says what comes next.
+pub fn decide(exit: VcpuExit<'_>, bus: &Bus, ports: &Ports) -> Next {
+    match exit {
+        VcpuExit::IoIn(port, data) => ports.read(port, data),
+        VcpuExit::IoOut(port, data) => {
+            if ports.write(port, data).is_some() {
+                return Next::Stop(Stop::Reset);
+            }
+        }
+        VcpuExit::MmioRead(addr, data) => bus.read(addr, data),
+        VcpuExit::MmioWrite(addr, data) => bus.write(addr, data),
+        VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
+        VcpuExit::Shutdown => return Next::Stop(Stop::Shutdown),
+        VcpuExit::FailEntry(reason, cpu) => {
+            return Next::Fail(format!("the CPU refused to enter the guest (reason {reason:#x} on host CPU {cpu})"));
+        }
+        VcpuExit::MemoryFault { flags, gpa, size } => {
+            let text = format!("guest memory at {gpa:#x} ({size} bytes, flags {flags:#x}) cannot be reached");
+            return Next::Fail(text);
+        }
+        VcpuExit::InternalError => return Next::Fail("KVM could not emulate the guest".to_owned()),
+        other => return Next::Fail(format!("unexpected exit {other:?}")),
+    }
+    Next::Resume
+}
+
+/// Runs a vCPU until it stops; the whole life of its thread after the gate.
+pub fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Stop {
+    loop {
+        if shared.stopping.load(Ordering::Acquire) {
+            return Stop::Asked;
+        }
+        let next = match vcpu.run() {
+            Ok(exit) => {
+                shared.counters.count(&exit);
+                decide(exit, &shared.bus, &shared.ports)
+            }
+            Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                shared.counters.count(&VcpuExit::Intr);
+                Next::Resume
+            }
+            Err(error) => Next::Fail(format!("KVM_RUN failed: {error}")),
+        };
+        match next {
+            Next::Resume => {}
+            Next::Stop(stop) => return stop,
+            Next::Fail(what) => return Stop::Failed(format!("{what}; {}", describe(vcpu))),
+        }
+    }
+}
+
+/// Where the guest was when KVM failed, for a human.
+fn describe(vcpu: &mut VcpuFd) -> String {
+    let (code, data) = sys::internal_error(vcpu.get_kvm_run());
+    let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
+        return "the registers cannot be read".to_owned();
+    };
+    format!(
+        "internal code {code} {data:x?}, rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+        regs.rip, regs.rsp, regs.rflags, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::bus::{MmioDevice, WINDOWS_START};
+    use crate::machine::console;
+
+    struct Echo(u8);
+
+    impl MmioDevice for Echo {
+        fn read(&mut self, _: u64, data: &mut [u8]) {
+            data.fill(self.0);
+        }
+        fn write(&mut self, _: u64, data: &[u8]) {
+            self.0 = data[0];
+        }
+    }
+
+    fn devices() -> (Bus, Ports) {
+        let mut bus = Bus::default();
+        bus.attach(Box::new(Echo(7)));
+        (bus, Ports::new(console::new(None, None).0))
+    }
+
+    #[test]
+    fn port_and_memory_accesses_reach_their_devices_and_the_guest_goes_on() {
+        let (bus, ports) = devices();
+        let mut four = [0; 4];
+        assert_eq!(decide(VcpuExit::MmioWrite(WINDOWS_START, &[9, 0, 0, 0]), &bus, &ports), Next::Resume);
+        assert_eq!(decide(VcpuExit::MmioRead(WINDOWS_START, &mut four), &bus, &ports), Next::Resume);
+        assert_eq!(four, [9; 4]);
+        let mut one = [0];
+        assert_eq!(decide(VcpuExit::IoIn(0x3fd, &mut one), &bus, &ports), Next::Resume);
+        assert_eq!(one[0] & 0x20, 0x20);
+    }
+
+    #[test]
+    fn absent_devices_neither_stop_nor_answer() {
+        let (bus, ports) = devices();
+        let mut data = [0; 8];
+        assert_eq!(decide(VcpuExit::MmioRead(0xdead_0000, &mut data), &bus, &ports), Next::Resume);
+        assert_eq!(data, [0xff; 8]);
+        assert_eq!(decide(VcpuExit::MmioWrite(u64::MAX, &data), &bus, &ports), Next::Resume);
+        assert_eq!(decide(VcpuExit::IoOut(0x80, &[0]), &bus, &ports), Next::Resume);
+    }
+
+    #[test]
+    fn reset_shutdown_and_failure_are_told_apart() {
+        let (bus, ports) = devices();
+        assert_eq!(decide(VcpuExit::IoOut(0x64, &[0xfe]), &bus, &ports), Next::Stop(Stop::Reset));
+        assert_eq!(decide(VcpuExit::Shutdown, &bus, &ports), Next::Stop(Stop::Shutdown));
+        let Next::Fail(text) = decide(VcpuExit::FailEntry(0x21, 3), &bus, &ports) else { panic!() };
+        assert!(text.contains("0x21") && text.contains('3'), "{text}");
+        assert!(matches!(decide(VcpuExit::InternalError, &bus, &ports), Next::Fail(_)));
+        assert!(matches!(decide(VcpuExit::Unsupported(99), &bus, &ports), Next::Fail(_)));
+        assert!(matches!(decide(VcpuExit::SystemEvent(1, &[]), &bus, &ports), Next::Fail(_)));
+    }
+
+    #[test]
+    fn a_signal_or_a_halt_goes_back_into_the_guest() {
+        let (bus, ports) = devices();
+        for exit in [VcpuExit::Intr, VcpuExit::Hlt, VcpuExit::IrqWindowOpen] {
+            assert_eq!(decide(exit, &bus, &ports), Next::Resume);
+        }
+    }
+
+    #[test]
+    fn exits_are_counted_by_kind() {
+        let counters = Counters::default();
+        counters.count(&VcpuExit::IoOut(1, &[]));
+        counters.count(&VcpuExit::IoIn(1, &mut []));
+        counters.count(&VcpuExit::MmioWrite(1, &[]));
+        counters.count(&VcpuExit::Intr);
+        counters.count(&VcpuExit::Shutdown);
+        assert_eq!(counters.read(), ExitCounts { io: 2, mmio: 1, interrupted: 1, other: 1 });
+    }
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The few system calls that neither std nor the crates in use give a safe name.
+//!
+//! Bottom of the crate: imports nothing of it. Each function is safe to call with any argument;
+//! the reasons stand at the `unsafe` sites. Nothing here decides anything.
+#![expect(unsafe_code, reason = "libc calls; every site states why any argument is fine")]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use kvm_bindings::kvm_run;
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock that other processes of this host read too.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the result; the clock id is a constant the kernel knows.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// Physical memory of the host in bytes; 0 when the kernel does not tell.
+pub fn host_memory_bytes() -> u64 {
+    // SAFETY: an all-zero `sysinfo` is a valid value of that plain C struct.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid place for the result.
+    let failed = unsafe { libc::sysinfo(&raw mut info) } != 0;
+    if failed {
+        return 0;
+    }
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// No later exec of this process gains privileges; a system-call filter needs it.
+///
+/// # Errors
+/// The kernel's error; none is known to occur.
+pub fn set_no_new_privs() -> io::Result<()> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers and touches no memory of ours.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) })
+}
+
+/// No core dump and no ptrace by other processes of the same user: guest memory stays here.
+///
+/// # Errors
+/// The kernel's error; none is known to occur.
+pub fn set_undumpable() -> io::Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes plain numbers and touches no memory of ours.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0_u64, 0_u64, 0_u64, 0_u64) })
+}
+
+/// Closes every descriptor from `first` on: what the parent left open by mistake.
+///
+/// Call it before anything of this process is opened.
+///
+/// # Errors
+/// The kernel's error, for example ENOSYS before Linux 5.9.
+pub fn close_descriptors_from(first: u32) -> io::Result<()> {
+    // SAFETY: called at the start of `main`, when no Rust value owns a descriptor above stderr.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0_u32) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A signalfd on which the given signals arrive; they must be blocked in every thread.
+///
+/// # Errors
+/// The kernel's error, for example EMFILE.
+pub fn signal_descriptor(signals: &[i32]) -> io::Result<OwnedFd> {
+    let set = vmm_sys_util::signal::create_sigset(signals).map_err(io::Error::from)?;
+    // SAFETY: `set` is a valid signal set; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was made just now and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sub-code and first data words of a KVM_EXIT_INTERNAL_ERROR.
+pub fn internal_error(run: &kvm_run) -> (u32, Vec<u64>) {
+    // SAFETY: the union's variants are plain integers; any bit pattern is a valid `internal`.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let count = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
+    (internal.suberror, internal.data.iter().take(count).copied().collect())
+}
+
+/// Fills `bytes` with the host kernel's random bytes.
+///
+/// # Errors
+/// The kernel's error; a request of up to 256 bytes is never cut short.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: pointer and length describe `bytes`, which is ours to write.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(got) {
+        Ok(len) if len == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_goes_forward_and_memory_is_known() {
+        let first = monotonic_ns();
+        assert!(first > 0);
+        assert!(monotonic_ns() >= first);
+        assert!(host_memory_bytes() > 1 << 26);
+    }
+
+    #[test]
+    fn random_bytes_fill_the_slice_and_differ() {
+        let (mut a, mut b) = ([0; 64], [0; 64]);
+        fill_random(&mut a).unwrap();
+        fill_random(&mut b).unwrap();
+        assert_ne!(a, b);
+        assert!(a[32..].iter().any(|&byte| byte != 0));
+    }
+
+    #[test]
+    fn an_internal_error_never_reads_past_its_data() {
+        let mut run = kvm_run::default();
+        run.__bindgen_anon_1.internal.suberror = 1;
+        run.__bindgen_anon_1.internal.ndata = u32::MAX;
+        let (code, data) = internal_error(&run);
+        assert_eq!(code, 1);
+        assert_eq!(data.len(), 16);
+    }
+}
