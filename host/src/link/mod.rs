@@ -1,2 +1,157 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Conversations with the agent.
+//! The link to one guest's agent: the control conversation, and the way to open others.
+//!
+//! Between byte streams (`monitor`) and what users do (`exec`, `files`). A link is either good, or gone for a
+//! reason that every operation on it then reports: nothing waits for a dead guest.
+
+mod control;
+mod conversation;
+#[cfg(test)]
+pub(crate) mod fake;
+mod health;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use midge_protocol::{AGENT_PORT, Hello, Stats, ToAgent, ToHost};
+use tokio::sync::{mpsc, oneshot};
+
+pub use conversation::{Conversation, Receiver, Sender};
+pub(crate) use health::Health;
+
+use crate::error::Error;
+use crate::monitor::{Dialer, End, Listener};
+use crate::timeline::Recorder;
+
+/// Time limits of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start to the agent's hello.
+    pub boot: Duration,
+    /// Longest silence of the agent, when asked, before it counts as dead.
+    pub silence: Duration,
+}
+
+/// What the host tells the guest at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The guest's host name.
+    pub hostname: String,
+    /// The guest's machine id.
+    pub machine_id: [u8; 16],
+}
+
+/// The link to one agent; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Link {
+    dialer: Dialer,
+    health: Health,
+    requests: mpsc::Sender<Request>,
+}
+
+/// A request on the control conversation and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Request {
+    message: ToAgent,
+    answer: oneshot::Sender<ToHost>,
+}
+
+impl Link {
+    /// Waits for the agent's hello on `listener`, answers it, and keeps the control conversation from then on.
+    ///
+    /// # Errors
+    /// [`Error::VmEnded`] when `ended` resolves first, [`Error::BootTimeout`] (without console lines) when
+    /// nothing does, [`Error::GuestSetup`] when the agent reports failure, and what a broken agent causes.
+    pub async fn establish(
+        dialer: Dialer,
+        listener: Listener,
+        ended: impl Future<Output = Arc<End>> + Send + 'static,
+        identity: Identity,
+        limits: Limits,
+        recorder: Recorder,
+    ) -> Result<(Self, Hello), Error> {
+        let health = Health::watching(ended);
+        let (requests, inbox) = mpsc::channel(16);
+        let control = control::Control { listener, health: health.clone(), identity, limits, recorder, inbox };
+        let hello = control.start().await?;
+        Ok((Self { dialer, health, requests }, hello))
+    }
+
+    /// Opens a conversation with its first message. `during` is for error texts.
+    ///
+    /// # Errors
+    /// [`Error::Monitor`] when the agent cannot be reached, or the reason why the guest is gone.
+    pub async fn open(&self, first: &ToAgent, during: &'static str) -> Result<Conversation, Error> {
+        let stream = tokio::select! {
+            biased;
+            stream = self.dialer.connect(AGENT_PORT) => stream,
+            gone = self.health.gone_for_good() => return Err(gone.error(during)),
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            // A refusal is usually a death whose news are still under way.
+            Err(error) => {
+                return Err(self.health.reason_soon().await.map_or(Error::Monitor(error), |gone| gone.error(during)));
+            }
+        };
+        let mut conversation = Conversation::new(stream, self.health.clone(), during);
+        conversation.sender.send(first).await?;
+        Ok(conversation)
+    }
+
+    /// Asks the agent how the guest is.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`] for any other answer, or the reason why the guest is gone.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        const DURING: &str = "asking for the guest's stats";
+        match self.ask(ToAgent::GetStats, DURING).await? {
+            ToHost::Stats(stats) => Ok(stats),
+            other => Err(conversation::unexpected(DURING, &other, "Stats")),
+        }
+    }
+
+    /// Has the agent kill every process of the guest but itself, and write everything out.
+    ///
+    /// # Errors
+    /// As for [`Link::stats`].
+    pub async fn quiesce(&self) -> Result<(), Error> {
+        self.ask_done(ToAgent::Quiesce, "quieting the guest").await
+    }
+
+    /// Has the agent write everything out and reset the machine.
+    ///
+    /// # Errors
+    /// As for [`Link::stats`].
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.ask_done(ToAgent::Shutdown, "shutting the guest down").await
+    }
+
+    async fn ask_done(&self, message: ToAgent, during: &'static str) -> Result<(), Error> {
+        match self.ask(message, during).await? {
+            ToHost::Done => Ok(()),
+            other => Err(conversation::unexpected(during, &other, "Done")),
+        }
+    }
+
+    async fn ask(&self, message: ToAgent, during: &'static str) -> Result<ToHost, Error> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.requests.send(Request { message, answer }).await.ok()?;
+            answered.await.ok()
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = asked => answer,
+            gone = self.health.gone_for_good() => return Err(gone.error(during)),
+        };
+        match answer {
+            Some(ToHost::Error(failure)) => Err(Error::Failed { during, failure }),
+            Some(answer) => Ok(answer),
+            None => Err(conversation::lost(&self.health, during, std::io::ErrorKind::ConnectionReset.into()).await),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control conversation: hello and welcome, requests and their answers, and the pulse.
+//!
+//! One task per guest. Whoever else asks something of the agent does it through this task's inbox.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use midge_protocol::{Hello, MIN_ENTROPY_BYTES, ToAgent, ToHost, Welcome, negotiate};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval_at, timeout};
+
+use super::health::Gone;
+use super::{Conversation, Health, Identity, Limits, Request};
+use crate::error::Error;
+use crate::monitor::{Listener, events::printable};
+use crate::run_dir::random_bytes;
+use crate::timeline::{Recorder, Source, monotonic_ns};
+
+const DURING: &str = "keeping in touch with the guest";
+const STARTING: &str = "starting the guest";
+/// How often the agent is asked for a sign of life.
+const PULSE: Duration = Duration::from_secs(5);
+/// How long an agent that lost the conversation may take to open it again.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Unanswered requests that are remembered; beyond it further ones wait.
+const PENDING_MAX: usize = 64;
+
+/// What the task needs.
+pub(super) struct Control {
+    pub(super) listener: Listener,
+    pub(super) health: Health,
+    pub(super) identity: Identity,
+    pub(super) limits: Limits,
+    pub(super) recorder: Recorder,
+    pub(super) inbox: mpsc::Receiver<Request>,
+}
+
+impl Control {
+    /// Waits for the hello, then goes on in the background.
+    pub(super) async fn start(mut self) -> Result<Hello, Error> {
+        let limit = self.limits.boot;
+        let (conversation, hello) = match timeout(limit, self.greet(STARTING)).await {
+            Ok(greeted) => greeted?,
+            Err(_) => {
+                let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                return Err(Error::BootTimeout { limit_ms, console_tail: Vec::new() });
+            }
+        };
+        self.note_stages(&hello);
+        for warning in &hello.warnings {
+            tracing::warn!(warning = %printable(warning), "the guest's agent reports");
+        }
+        tokio::spawn(self.keep(conversation));
+        Ok(hello)
+    }
+
+    /// Takes the agent's connection, its hello, and answers it.
+    async fn greet(&mut self, during: &'static str) -> Result<(Conversation, Hello), Error> {
+        let stream = tokio::select! {
+            stream = self.listener.accept() => stream.map_err(|source| Error::Local { during, source })?,
+            gone = self.health.gone() => return Err(gone.error(during)),
+        };
+        let mut conversation = Conversation::new(stream, self.health.clone(), during);
+        let hello = match conversation.receiver.next().await? {
+            ToHost::Hello(hello) => hello,
+            ToHost::InitFailed(failed) => {
+                return Err(Error::GuestSetup { step: failed.step, text: failed.text });
+            }
+            other => return Err(conversation.receiver.unexpected(other, "Hello")),
+        };
+        let version = negotiate(&hello)?;
+        conversation.sender.send(&ToAgent::Welcome(self.welcome(version))).await?;
+        Ok((conversation, hello))
+    }
+
+    fn welcome(&self, version: u16) -> Welcome {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Welcome {
+            version,
+            unix_time_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+            entropy: random_bytes::<{ 2 * MIN_ENTROPY_BYTES }>().to_vec(),
+            hostname: self.identity.hostname.clone(),
+            machine_id: self.identity.machine_id,
+        }
+    }
+
+    /// The guest's clock starts with its kernel and cannot be compared with ours: its last stage is taken
+    /// to have happened just now.
+    fn note_stages(&self, hello: &Hello) {
+        let now_ns = monotonic_ns();
+        let last_us = hello.stages.iter().map(|stage| stage.at_us).max().unwrap_or(0);
+        for stage in &hello.stages {
+            let ago_ns = (last_us - stage.at_us).saturating_mul(1000);
+            self.recorder.note_at(Source::Agent, &printable(&stage.name), now_ns.saturating_sub(ago_ns));
+        }
+        self.recorder.note_at(Source::Host, "hello", now_ns);
+    }
+
+    /// Keeps the conversation, and takes it up again when the agent opens a new one.
+    async fn keep(mut self, mut conversation: Conversation) {
+        loop {
+            match self.serve(&mut conversation).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "control conversation over"),
+            }
+            // Hangs up, so that an agent that was found out notices.
+            drop(conversation);
+            let again = timeout(AGAIN, self.greet(DURING)).await;
+            match again {
+                Ok(Ok((next, _))) => conversation = next,
+                Ok(Err(_)) | Err(_) => {
+                    self.health.give_up(Gone::Lost);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Serves one conversation until it breaks (an error), the guest is given up, or nobody needs it.
+    async fn serve(&mut self, conversation: &mut Conversation) -> Result<(), Error> {
+        let mut pending = VecDeque::new();
+        let mut pulse = Pulse::new();
+        let mut ticks = interval_at(Instant::now(), PULSE);
+        loop {
+            tokio::select! {
+                message = conversation.receiver.next() => self.take(message?, &mut pending, &mut pulse)?,
+                request = self.inbox.recv(), if pending.len() < PENDING_MAX => {
+                    // Every link to this guest is gone: so is the sandbox.
+                    let Some(Request { message, answer }) = request else { return Ok(()) };
+                    conversation.sender.send(&message).await?;
+                    pending.push_back(answer);
+                }
+                _ = ticks.tick() => {
+                    if pulse.silence() > self.limits.silence {
+                        let silent_ms = u64::try_from(pulse.silence().as_millis()).unwrap_or(u64::MAX);
+                        self.health.give_up(Gone::Silent { silent_ms });
+                        return Ok(());
+                    }
+                    if let Some(number) = pulse.ask() {
+                        let ping = ToAgent::Ping(number);
+                        // A guest that takes nothing any more must not stop the clock.
+                        match timeout(self.limits.silence, conversation.sender.send(&ping)).await {
+                            Ok(sent) => sent?,
+                            Err(_) => continue,
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        message: ToHost,
+        pending: &mut VecDeque<oneshot::Sender<ToHost>>,
+        pulse: &mut Pulse,
+    ) -> Result<(), Error> {
+        match message {
+            ToHost::Pong(number) => {
+                if pulse.answered(number) && number == 1 {
+                    self.recorder.note("first_reply");
+                }
+                Ok(())
+            }
+            answer @ (ToHost::Stats(_) | ToHost::Done | ToHost::Error(_)) => match pending.pop_front() {
+                // The asker may have lost its patience.
+                Some(asker) => asker.send(answer).or(Ok(())),
+                None => Err(super::conversation::unexpected(DURING, &answer, "nothing")),
+            },
+            other => Err(super::conversation::unexpected(DURING, &other, "Pong, Stats or Done")),
+        }
+    }
+}
+
+/// Pings sent and answered. Only an unanswered ping makes silence suspicious.
+#[derive(Debug)]
+struct Pulse {
+    asked: u64,
+    waiting_since: Option<Instant>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { asked: 0, waiting_since: None }
+    }
+
+    /// The number of the next ping, unless one is under way.
+    fn ask(&mut self) -> Option<u64> {
+        if self.waiting_since.is_some() {
+            return None;
+        }
+        self.asked += 1;
+        self.waiting_since = Some(Instant::now());
+        Some(self.asked)
+    }
+
+    fn answered(&mut self, number: u64) -> bool {
+        let is_answer = self.waiting_since.is_some() && number == self.asked;
+        if is_answer {
+            self.waiting_since = None;
+        }
+        is_answer
+    }
+
+    fn silence(&self) -> Duration {
+        self.waiting_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}

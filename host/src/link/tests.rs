@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Links to guests that are good, broken, silent or dead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use midge_protocol::{ErrorCode, Failure, InitFailed, Stats, ToAgent, ToHost};
+
+use super::fake::{Guest, LIMITS, hello};
+use super::{Limits, Link};
+use crate::error::{Error, Fault};
+use crate::monitor::{Cause, End};
+use crate::timeline::Source;
+
+fn panicked() -> Arc<End> {
+    Arc::new(End { cause: Cause::GuestPanic, console_tail: vec!["last words".into()], ..End::lost("no init") })
+}
+
+fn stats() -> Stats {
+    Stats {
+        uptime_ms: 1,
+        memory_total_kib: 2,
+        memory_available_kib: 3,
+        cpu_user_ms: 4,
+        cpu_system_ms: 5,
+        cpu_idle_ms: 6,
+        processes: 7,
+        execs: 8,
+        disk_total_bytes: 9,
+        disk_free_bytes: 10,
+    }
+}
+
+/// Starts a link, lets the guest say `bytes` instead of a hello and hang up, and gives the error.
+async fn greeted_with(bytes: &[u8]) -> Error {
+    let (guest, link) = Guest::start(LIMITS).await;
+    let mut peer = guest.connect().await;
+    peer.raw(bytes).await;
+    drop(peer);
+    link.await.unwrap().unwrap_err()
+}
+
+#[tokio::test]
+async fn hello_is_answered_with_entropy_time_and_identity() {
+    let (guest, link) = Guest::start(LIMITS).await;
+    let mut control = guest.connect().await;
+    control.say(&ToHost::Hello(hello())).await;
+    let Some(ToAgent::Welcome(welcome)) = control.next().await else { panic!("no welcome") };
+    assert!(welcome.entropy.len() >= midge_protocol::MIN_ENTROPY_BYTES);
+    assert!(welcome.entropy.iter().any(|byte| *byte != welcome.entropy[0]));
+    assert!(welcome.unix_time_ns > 1_700_000_000_000_000_000);
+    assert_eq!((welcome.hostname.as_str(), welcome.machine_id), ("h", [7; 16]));
+    let (_link, told) = link.await.unwrap().unwrap();
+    assert_eq!(told, hello());
+    let timeline = guest.recorder.timeline();
+    let at = |source, name| timeline.stage(source, name).unwrap().at_us;
+    let distance_us = at(Source::Agent, "ready") - at(Source::Agent, "start");
+    assert!((2499..=2501).contains(&distance_us), "{distance_us}, but for rounding");
+    assert_eq!(at(Source::Agent, "ready"), at(Source::Host, "hello"));
+}
+
+#[tokio::test]
+async fn first_pong_is_the_first_reply() {
+    let (guest, mut control, _link) = Guest::linked().await;
+    let Some(ToAgent::Ping(number)) = control.next().await else { panic!("no ping") };
+    control.say(&ToHost::Pong(number)).await;
+    for _ in 0..200 {
+        if guest.recorder.timeline().stage(Source::Host, "first_reply").is_some() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the reply was not noted");
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_hello_is_the_guests_fault() {
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0xff, 0xff, 0xff, 0x7f, 1, 0x80, 0, 0]] {
+        let error = greeted_with(bytes).await;
+        assert!(matches!(error, Error::Broken { .. }), "{error}");
+        assert_eq!(error.fault(), Fault::Guest);
+    }
+}
+
+#[tokio::test]
+async fn message_out_of_turn_is_refused_by_name() {
+    let mut bytes = Vec::new();
+    midge_protocol::encode(&ToHost::Pong(1), &mut bytes).unwrap();
+    let error = greeted_with(&bytes).await;
+    assert!(error.to_string().contains("Pong") && error.to_string().contains("Hello"), "{error}");
+}
+
+#[tokio::test]
+async fn failed_setup_tells_its_step() {
+    let failed = InitFailed { step: "mount /dev/vda".into(), errno: 22, text: "bad superblock\u{1b}[2J".into() };
+    let mut bytes = Vec::new();
+    midge_protocol::encode(&ToHost::InitFailed(failed), &mut bytes).unwrap();
+    let text = greeted_with(&bytes).await.to_string();
+    assert!(text.contains("mount /dev/vda") && text.contains("bad superblock") && !text.contains('\u{1b}'), "{text}");
+}
+
+#[tokio::test]
+async fn versions_that_do_not_meet_are_refused() {
+    let mut strange = hello();
+    (strange.oldest_version, strange.newest_version) = (900, 901);
+    let mut bytes = Vec::new();
+    midge_protocol::encode(&ToHost::Hello(strange), &mut bytes).unwrap();
+    assert!(matches!(greeted_with(&bytes).await, Error::Version(_)));
+}
+
+#[tokio::test]
+async fn silence_is_a_boot_timeout() {
+    let limits = Limits { boot: Duration::from_millis(50), ..LIMITS };
+    let (guest, link) = Guest::start(limits).await;
+    let error = link.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::BootTimeout { limit_ms: 50, .. }), "{error}");
+    // A guest that connects and then says nothing is no better.
+    let (other, link) = Guest::start(limits).await;
+    let _peer = other.connect().await;
+    assert!(matches!(link.await.unwrap().unwrap_err(), Error::BootTimeout { .. }));
+    drop(guest);
+}
+
+#[tokio::test]
+async fn death_before_the_hello_is_told_with_its_reason() {
+    let (mut guest, link) = Guest::start(LIMITS).await;
+    guest.end.take().unwrap().send(panicked()).unwrap();
+    let error = link.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Error::VmEnded { end, .. } if end.cause == Cause::GuestPanic), "{error}");
+    assert_eq!(error.console_tail(), ["last words"]);
+}
+
+#[tokio::test]
+async fn requests_get_their_own_answers_in_order() {
+    let (_guest, mut control, link) = Guest::linked().await;
+    let agent = tokio::spawn(async move {
+        let mut asked = Vec::new();
+        while asked.len() < 2 {
+            match control.next().await.unwrap() {
+                ToAgent::Ping(_) => {}
+                other => asked.push(other),
+            }
+        }
+        for request in &asked {
+            match request {
+                ToAgent::GetStats => control.say(&ToHost::Stats(stats())).await,
+                _ => control.say(&ToHost::Done).await,
+            }
+        }
+        control
+    });
+    let (got, done) = tokio::join!(link.stats(), link.quiesce());
+    assert_eq!(got.unwrap(), stats());
+    done.unwrap();
+    agent.await.unwrap();
+}
+
+#[tokio::test]
+async fn refused_request_is_told() {
+    let (_guest, mut control, link) = Guest::linked().await;
+    let agent = tokio::spawn(async move {
+        while !matches!(control.next().await, Some(ToAgent::Quiesce)) {}
+        let failure = Failure { code: ErrorCode::Busy, errno: 16, text: "too busy".into() };
+        control.say(&ToHost::Error(failure)).await;
+        control
+    });
+    let error = link.quiesce().await.unwrap_err();
+    assert!(matches!(&error, Error::Failed { failure, .. } if failure.code == ErrorCode::Busy), "{error}");
+    agent.await.unwrap();
+}
+
+/// The test of "exec can not hang": every kind of pending operation ends when the VM does.
+#[tokio::test]
+async fn death_of_the_vm_ends_everything_that_waits() {
+    let (mut guest, _control, link) = Guest::linked().await;
+    let request = async |link: &Link| link.stats().await.map(drop);
+    let opening = async |link: &Link| {
+        let mut conversation = link.open(&ToAgent::GetStats, "testing").await?;
+        conversation.receiver.next().await.map(drop)
+    };
+    let end = guest.end.take().unwrap();
+    let dies = async {
+        let peer = guest.accept().await;
+        end.send(panicked()).unwrap();
+        peer
+    };
+    let (stats, opened, _peer) = tokio::join!(request(&link), opening(&link), dies);
+    for error in [stats.unwrap_err(), opened.unwrap_err()] {
+        assert!(matches!(&error, Error::VmEnded { end, .. } if end.cause == Cause::GuestPanic), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn broken_stream_waits_for_the_reason_of_the_death() {
+    let (mut guest, _control, link) = Guest::linked().await;
+    let conversation = async {
+        let mut conversation = link.open(&ToAgent::GetStats, "testing").await?;
+        conversation.receiver.next().await
+    };
+    let end = guest.end.take().unwrap();
+    let dies = async {
+        drop(guest.accept().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        end.send(panicked()).unwrap();
+    };
+    let (result, ()) = tokio::join!(conversation, dies);
+    assert!(matches!(result.unwrap_err(), Error::VmEnded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_that_stops_answering_is_given_up() {
+    let (_guest, control, link) = Guest::linked().await;
+    let error = link.stats().await.unwrap_err();
+    assert!(matches!(error, Error::Silent { silent_ms, .. } if silent_ms >= 30_000), "{error}");
+    drop(control);
+}
+
+#[tokio::test]
+async fn agent_that_lost_its_control_conversation_may_open_another() {
+    let (guest, control, link) = Guest::linked().await;
+    drop(control);
+    let mut again = guest.connect().await;
+    again.say(&ToHost::Hello(hello())).await;
+    assert!(matches!(again.next().await, Some(ToAgent::Welcome(_))));
+    let agent = tokio::spawn(async move {
+        while !matches!(again.next().await, Some(ToAgent::GetStats)) {}
+        again.say(&ToHost::Stats(stats())).await;
+        again
+    });
+    assert_eq!(link.stats().await.unwrap(), stats());
+    agent.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_that_does_not_come_back_is_lost() {
+    let (_guest, control, link) = Guest::linked().await;
+    drop(control);
+    let mut conversation = tokio::time::timeout(Duration::from_secs(60), link.stats()).await;
+    while let Ok(Ok(_)) = conversation {
+        conversation = tokio::time::timeout(Duration::from_secs(60), link.stats()).await;
+    }
+    assert!(matches!(conversation.unwrap().unwrap_err(), Error::Lost { .. }));
+}
+
+#[tokio::test]
+async fn unasked_answer_breaks_the_conversation_not_the_host() {
+    let (guest, mut control, link) = Guest::linked().await;
+    control.say(&ToHost::Done).await;
+    while control.next().await.is_some() {}
+    let mut again = guest.connect().await;
+    again.say(&ToHost::Hello(hello())).await;
+    assert!(matches!(again.next().await, Some(ToAgent::Welcome(_))));
+    drop(link);
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The monitor's configuration as this side writes it: one line of JSON on the monitor's stdin.
+//!
+//! Field names and meanings are the monitor's; it refuses unknown fields, so a mismatch fails at once.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// One virtual machine, in the monitor's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmmConfig {
+    /// An ELF `vmlinux` or a bzImage for x86-64.
+    pub kernel: PathBuf,
+    /// What the kernel unpacks as its first root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+    /// Words appended to the command line that the monitor composes.
+    pub cmdline: String,
+    /// Guest memory in MiB.
+    pub mem_mib: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Whether to back guest memory with 2 MiB pages.
+    pub huge_pages: bool,
+    /// `/dev/vda`, `/dev/vdb` and so on, in this order.
+    pub disks: Vec<Disk>,
+    /// The way to the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
+    /// Whether the guest has a serial console.
+    pub console: Console,
+}
+
+/// One block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// The image at the bottom.
+    pub path: PathBuf,
+    /// What becomes of writes.
+    pub mode: DiskMode,
+}
+
+/// What becomes of writes to a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskMode {
+    /// They fail.
+    ReadOnly,
+    /// They live in the monitor's memory and end with it.
+    OverlayMemory {
+        /// Most that may be written, in MiB; beyond it the guest sees an I/O error.
+        cap_mib: u64,
+    },
+    /// They live in a sparse file.
+    OverlayFile {
+        /// The file; made if absent.
+        path: PathBuf,
+        /// Most that may be written, in MiB.
+        cap_mib: u64,
+    },
+}
+
+/// The virtio-vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Vsock {
+    /// The guest's context id, 3 or more.
+    pub guest_cid: u32,
+    /// The Unix socket through which the host connects.
+    pub uds: PathBuf,
+}
+
+/// Whether the guest has a serial console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Console {
+    /// No console; the kernel's last words are kept for a report.
+    Off,
+    /// Every line becomes an event.
+    On,
+}
+
+impl VmmConfig {
+    /// The document as the monitor reads it: one line, closed by a line feed.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8, which JSON cannot carry.
+    pub fn to_line(&self) -> Result<String, serde_json::Error> {
+        let mut line = serde_json::to_string(self)?;
+        line.push('\n');
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn document_has_the_monitors_field_names() {
+        let config = VmmConfig {
+            kernel: "/k".into(),
+            initramfs: Some("/i".into()),
+            cmdline: "a=b".into(),
+            mem_mib: 256,
+            cpus: 1,
+            huge_pages: true,
+            disks: vec![
+                Disk { path: "/r".into(), mode: DiskMode::ReadOnly },
+                Disk { path: "/s".into(), mode: DiskMode::OverlayMemory { cap_mib: 7 } },
+                Disk { path: "/t".into(), mode: DiskMode::OverlayFile { path: "/o".into(), cap_mib: 9 } },
+            ],
+            vsock: Some(Vsock { guest_cid: 3, uds: "/v".into() }),
+            console: Console::Off,
+        };
+        let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off"}"#;
+        assert_eq!(config.to_line().unwrap(), format!("{expected}\n"));
+    }
+
+    #[test]
+    fn path_with_a_line_feed_stays_on_one_line() {
+        let config = VmmConfig {
+            kernel: "/a\nb".into(),
+            initramfs: None,
+            cmdline: String::new(),
+            mem_mib: 64,
+            cpus: 1,
+            huge_pages: false,
+            disks: Vec::new(),
+            vsock: None,
+            console: Console::On,
+        };
+        assert_eq!(config.to_line().unwrap().matches('\n').count(), 1);
+    }
+}

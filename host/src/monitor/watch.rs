@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Listens to a monitor until it is gone, and then says how it ended.
+//!
+//! One task per VM. Turns events into timeline stages, console lines and at last an [`End`]; never blocks
+//! the monitor: what nobody fetches is dropped.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
+
+use super::ConsoleSender;
+use super::end::End;
+use super::events::{Event, Lines, parse};
+use crate::timeline::{Recorder, Source, monotonic_ns};
+
+/// Kept of what the monitor writes to stderr: the last bytes.
+const STDERR_TAIL_BYTES: usize = 8 << 10;
+const READ_BYTES: usize = 16 << 10;
+
+/// Whose clock stamps a monitor's stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clock {
+    /// This machine's: stamps can be taken as they are.
+    Ours,
+    /// Another machine's: the first event's arrival is taken for the moment it tells of.
+    Foreign,
+}
+
+/// Where a monitor's news go.
+pub(super) struct Outlets {
+    pub(super) recorder: Recorder,
+    pub(super) clock: Clock,
+    pub(super) console: Option<ConsoleSender>,
+    pub(super) ended: watch::Sender<Option<Arc<End>>>,
+    pub(super) reaped: watch::Sender<bool>,
+}
+
+/// Runs until the monitor is gone. `status` resolves when its process was reaped, or to `None` when that
+/// cannot be known.
+pub(super) async fn watch<E, R, S>(events: E, stderr: R, status: S, mut outlets: Outlets)
+where
+    E: AsyncRead + Unpin,
+    R: AsyncRead + Unpin,
+    S: Future<Output = Option<ExitStatus>>,
+{
+    let (end, stderr_tail) = tokio::join!(follow_events(events, &mut outlets), last_bytes(stderr));
+    let announced = end.is_some();
+    let status = status.await;
+    let mut end = match (end, status) {
+        (Some(end), _) => end,
+        (None, Some(status)) => End::from_status(status),
+        (None, None) => End::lost("it fell silent without an exit event"),
+    };
+    end.stderr_tail = stderr_tail;
+    tracing::debug!(%end, announced, ?status, "monitor gone");
+    outlets.ended.send_replace(Some(Arc::new(end)));
+    outlets.recorder.note("reaped");
+    outlets.reaped.send_replace(true);
+}
+
+/// Follows the events to their end; gives the end that was announced, if one was.
+async fn follow_events<E: AsyncRead + Unpin>(mut events: E, outlets: &mut Outlets) -> Option<End> {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut exit = None;
+    let mut exec_ns = None;
+    loop {
+        let got = match events.read(&mut buffer).await {
+            Ok(0) => return exit,
+            Ok(got) => got,
+            Err(error) => {
+                tracing::debug!(%error, "reading the monitor's events");
+                return exit;
+            }
+        };
+        lines.push(&buffer[..got], |line| match parse(line) {
+            Ok(Event::Stage { name, t_us, mono_ns }) => {
+                let stamp_ns = mono_ns.filter(|_| outlets.clock == Clock::Ours);
+                let now_ns = stamp_ns.unwrap_or_else(monotonic_ns);
+                let exec_ns = *exec_ns.get_or_insert_with(|| {
+                    let exec_ns = now_ns.saturating_sub(t_us.saturating_mul(1000));
+                    outlets.recorder.set_origin(exec_ns);
+                    exec_ns
+                });
+                let at_ns = stamp_ns.unwrap_or_else(|| exec_ns.saturating_add(t_us.saturating_mul(1000)));
+                outlets.recorder.note_at(Source::Monitor, &name, at_ns);
+            }
+            Ok(Event::Console { text }) => {
+                if let Some(console) = &outlets.console {
+                    // A full channel means that nobody keeps up; the guest must not wait for that.
+                    let _ = console.try_send(text);
+                }
+            }
+            Ok(Event::Exit(told)) => {
+                outlets.recorder.note("ended");
+                let end = End::from_event(told);
+                outlets.ended.send_replace(Some(Arc::new(end.clone())));
+                exit = Some(end);
+            }
+            Ok(Event::Unknown) => {}
+            Err(error) => tracing::warn!(%error, bytes = line.len(), "the monitor wrote something that is no event"),
+        });
+    }
+}
+
+/// Reads to the end and gives the last [`STDERR_TAIL_BYTES`].
+async fn last_bytes<R: AsyncRead + Unpin>(mut reader: R) -> String {
+    let mut tail: Vec<u8> = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(got @ 1..) = reader.read(&mut buffer).await {
+        tail.extend_from_slice(&buffer[..got]);
+        let surplus = tail.len().saturating_sub(STDERR_TAIL_BYTES);
+        tail.drain(..surplus);
+    }
+    String::from_utf8_lossy(&tail).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::end::Cause;
+    use std::os::unix::process::ExitStatusExt;
+    use tokio::sync::mpsc;
+
+    struct Seen {
+        end: End,
+        recorder: Recorder,
+        console: Vec<String>,
+    }
+
+    async fn watched(events: &[u8], stderr: &[u8], status: Option<ExitStatus>, clock: Clock) -> Seen {
+        let recorder = Recorder::new();
+        let (console, mut lines) = mpsc::channel(2);
+        let (ended, end) = watch::channel(None);
+        let (reaped, was_reaped) = watch::channel(false);
+        let outlets = Outlets { recorder: recorder.clone(), clock, console: Some(console), ended, reaped };
+        watch(events, stderr, std::future::ready(status), outlets).await;
+        assert!(*was_reaped.borrow());
+        let mut console = Vec::new();
+        while let Some(line) = lines.recv().await {
+            console.push(line);
+        }
+        let end = end.borrow().as_deref().unwrap().clone();
+        Seen { end, recorder, console }
+    }
+
+    #[tokio::test]
+    async fn announced_end_wins_over_the_status() {
+        let events = b"{\"event\":\"exit\",\"reason\":\"panic\",\"detail\":\"Kernel panic\"}\n";
+        let status = Some(ExitStatus::from_raw(4 << 8));
+        let seen = watched(events, b"midge-vmm: x\n", status, Clock::Ours).await;
+        assert_eq!(seen.end.cause, Cause::GuestPanic);
+        assert_eq!(seen.end.stderr_tail, "midge-vmm: x\n");
+    }
+
+    #[tokio::test]
+    async fn silent_end_is_told_by_the_status() {
+        let garbage = b"\xff\xfe\nnot json\n{\"event\":\"stage\"";
+        let seen = watched(garbage, b"", Some(ExitStatus::from_raw(9)), Clock::Ours).await;
+        assert_eq!(seen.end.cause, Cause::Signal(9));
+        let seen = watched(b"", b"", None, Clock::Foreign).await;
+        assert_eq!(seen.end.cause, Cause::Lost);
+    }
+
+    #[tokio::test]
+    async fn stages_keep_their_distances_on_either_clock() {
+        let events = b"{\"event\":\"stage\",\"name\":\"exec\",\"t_us\":0,\"mono_ns\":1000000}\n\
+                       {\"event\":\"stage\",\"name\":\"first_run\",\"t_us\":2500,\"mono_ns\":3500000}\n";
+        for clock in [Clock::Ours, Clock::Foreign] {
+            let seen = watched(events, b"", None, clock).await;
+            let timeline = seen.recorder.timeline();
+            assert_eq!(timeline.stage(Source::Monitor, "exec").unwrap().at_us, 0, "{clock:?}");
+            assert_eq!(timeline.stage(Source::Monitor, "first_run").unwrap().at_us, 2500, "{clock:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn console_lines_beyond_the_channel_are_dropped_not_waited_for() {
+        let events = b"{\"event\":\"console\",\"text\":\"x\"}\n".repeat(5);
+        let seen = watched(&events, b"", None, Clock::Ours).await;
+        assert_eq!(seen.console.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn endless_stderr_leaves_its_tail() {
+        let stderr = [&vec![b'x'; 3 * STDERR_TAIL_BYTES][..], b"last"].concat();
+        let seen = watched(b"", &stderr, None, Clock::Ours).await;
+        assert_eq!(seen.end.stderr_tail.len(), STDERR_TAIL_BYTES);
+        assert!(seen.end.stderr_tail.ends_with("last"));
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a sandbox is asked for. Every setting has a default; nothing is opened before [`Builder::start`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::settings::Settings;
+use crate::monitor::ConsoleSender;
+
+/// A sandbox to be set up and started.
+#[derive(Debug, Clone, Default)]
+#[must_use = "nothing starts before `start`"]
+pub struct Builder {
+    pub(super) settings: Settings,
+    pub(super) image: Option<String>,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) workspace: Option<PathBuf>,
+    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) user: Option<String>,
+    pub(super) console: Option<ConsoleSender>,
+}
+
+impl Builder {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The root file system: the name of a built image, a directory, or an erofs, ext4 or squashfs file.
+    /// Without it: the built image `base`.
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = Some(image.into());
+        self
+    }
+
+    /// The guest's kernel: a vmlinux or bzImage for x86-64. Without it: one built from the distribution's source.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kernel = Some(path.into());
+        self
+    }
+
+    /// Guest memory in MiB, from [`super::settings::MEM_MIN_MIB`] to the host's.
+    pub fn mem_mib(mut self, mib: u64) -> Self {
+        self.settings.mem_mib = mib;
+        self
+    }
+
+    /// Number of vCPUs, from 1 to [`super::settings::CPUS_MAX`].
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.settings.cpus = cpus;
+        self
+    }
+
+    /// Size of the writable disk in MiB, within [`super::settings::DISK_RANGE_MIB`].
+    pub fn disk_mib(mut self, mib: u64) -> Self {
+        self.settings.disk_mib = mib;
+        self
+    }
+
+    /// A directory of the host whose content the guest sees at `/workspace`. The guest changes a copy;
+    /// [`Sandbox::workspace`](super::Sandbox::workspace) tells what it changed.
+    pub fn workspace(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.workspace = Some(dir.into());
+        self
+    }
+
+    /// A variable for every command.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The user that commands run as: a name, `uid` or `uid:gid`. Without it: `agent` where it exists, else root.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Gives the guest a serial console whose lines go to `lines`. What nobody fetches in time is dropped.
+    /// The text is the guest's: see [`printable`](crate::monitor::events::printable).
+    pub fn console(mut self, lines: ConsoleSender) -> Self {
+        self.console = Some(lines);
+        self
+    }
+
+    /// How long the guest may take to its agent's hello, within [`super::settings::BOOT_TIMEOUT_RANGE_S`].
+    pub fn boot_timeout(mut self, limit: Duration) -> Self {
+        self.settings.boot_timeout = Some(limit);
+        self
+    }
+}
