@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Credit arithmetic of one connection (VIRTIO 1.2 §5.10.6.3), both directions.
+//!
+//! Used by `connection` only. All counters are 32 bits wide and wrap; every difference here is
+//! taken modulo 2^32 and then compared against a window, never one counter against another.
+//! Nothing here knows packets, sockets or time.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::packet::Credit;
+
+/// What the guest lets us send. The guest's claims are taken in by [`SendCredit::learn`] alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendCredit {
+    /// Payload bytes sent to the guest (`tx_cnt`), wrapping.
+    sent: u32,
+    /// The guest's last word.
+    peer: Credit,
+}
+
+/// The guest claims to have taken out bytes that were never sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("taking in the guest's credit: fwd_cnt {fwd_cnt} is ahead of the {sent} bytes sent")]
+pub struct CreditFault {
+    /// The `fwd_cnt` it wrote.
+    pub fwd_cnt: u32,
+    /// Bytes sent so far, wrapping.
+    pub sent: u32,
+}
+
+impl SendCredit {
+    /// Credit at the beginning of a connection, from the guest's first packet.
+    /// A `fwd_cnt` other than 0 is a lie at that point, and ignored: nothing was sent.
+    pub fn new(first: Credit) -> Self {
+        let peer = Credit { buf_alloc: first.buf_alloc, fwd_cnt: 0 };
+        Self { sent: 0, peer }
+    }
+
+    /// Bytes the guest can take now: `buf_alloc - (tx_cnt - fwd_cnt)`, zero while the guest's
+    /// buffer is smaller than what is already on the way (`buf_alloc` may shrink).
+    pub fn free_bytes(&self) -> u32 {
+        self.peer.buf_alloc.saturating_sub(self.in_flight_bytes())
+    }
+
+    /// Takes in the credit of a guest's packet.
+    ///
+    /// Packets are built and queued by several guest threads, so that an older `fwd_cnt` may
+    /// follow a newer one: it is ignored.
+    ///
+    /// # Errors
+    /// [`CreditFault`] when `fwd_cnt` is neither old nor explained by what was sent.
+    pub fn learn(&mut self, credit: Credit) -> Result<(), CreditFault> {
+        let advance = credit.fwd_cnt.wrapping_sub(self.peer.fwd_cnt);
+        if advance <= self.in_flight_bytes() {
+            self.peer = credit;
+            return Ok(());
+        }
+        let behind = advance.wrapping_neg();
+        if behind < 1 << 31 {
+            return Ok(());
+        }
+        Err(CreditFault { fwd_cnt: credit.fwd_cnt, sent: self.sent })
+    }
+
+    /// Counts payload as sent.
+    ///
+    /// # Panics
+    /// When `len_bytes` is more than [`SendCredit::free_bytes`]: the caller asks first.
+    pub fn spend(&mut self, len_bytes: u32) {
+        assert!(len_bytes <= self.free_bytes(), "sent beyond the credit");
+        self.sent = self.sent.wrapping_add(len_bytes);
+    }
+
+    fn in_flight_bytes(&self) -> u32 {
+        self.sent.wrapping_sub(self.peer.fwd_cnt)
+    }
+}
+
+/// What we let the guest send: a window of fixed size over the bytes it sends us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiveWindow {
+    /// The advertised `buf_alloc`; constant, since a promise cannot be taken back.
+    size_bytes: u32,
+    /// Payload bytes the guest sent, wrapping.
+    received: u32,
+    /// Of those, bytes the host's socket took (`fwd_cnt`), wrapping.
+    forwarded: u32,
+    /// The `fwd_cnt` the guest was last told.
+    told: u32,
+}
+
+/// The guest sent more than the window allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("receiving from the guest: {len_bytes} bytes do not fit in the {free_bytes} left of its window")]
+pub struct WindowOverrun {
+    /// Payload of the packet.
+    pub len_bytes: u32,
+    /// What the window had left.
+    pub free_bytes: u32,
+}
+
+impl ReceiveWindow {
+    /// A window of `size_bytes`.
+    pub fn new(size_bytes: u32) -> Self {
+        Self { size_bytes, received: 0, forwarded: 0, told: 0 }
+    }
+
+    /// The advertised size.
+    pub fn size_bytes(&self) -> u32 {
+        self.size_bytes
+    }
+
+    /// Bytes received that the host's socket has not taken yet.
+    pub fn owed_bytes(&self) -> u32 {
+        self.received.wrapping_sub(self.forwarded)
+    }
+
+    /// Counts a packet's payload in.
+    ///
+    /// # Errors
+    /// [`WindowOverrun`], and then nothing is counted.
+    pub fn receive(&mut self, len_bytes: u32) -> Result<(), WindowOverrun> {
+        let free_bytes = self.size_bytes.saturating_sub(self.owed_bytes());
+        if len_bytes > free_bytes {
+            return Err(WindowOverrun { len_bytes, free_bytes });
+        }
+        self.received = self.received.wrapping_add(len_bytes);
+        Ok(())
+    }
+
+    /// Counts bytes as taken by the host's socket, or thrown away.
+    ///
+    /// # Panics
+    /// When that is more than [`ReceiveWindow::owed_bytes`]: the caller's mistake.
+    pub fn forward(&mut self, len_bytes: u32) {
+        assert!(len_bytes <= self.owed_bytes(), "forwarded bytes that never came");
+        self.forwarded = self.forwarded.wrapping_add(len_bytes);
+    }
+
+    /// Whether the guest should be told: half the window was taken since it last was.
+    pub fn is_update_due(&self) -> bool {
+        let untold = self.forwarded.wrapping_sub(self.told);
+        untold >= self.size_bytes.div_ceil(2).max(1)
+    }
+
+    /// The credit to put on a packet that is being sent now.
+    pub fn tell(&mut self) -> Credit {
+        self.told = self.forwarded;
+        Credit { buf_alloc: self.size_bytes, fwd_cnt: self.forwarded }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn credit(buf_alloc: u32, fwd_cnt: u32) -> Credit {
+        Credit { buf_alloc, fwd_cnt }
+    }
+
+    #[test]
+    fn shrinking_buf_alloc_gives_no_credit_and_no_underflow() {
+        let mut send = SendCredit::new(credit(1000, 0));
+        send.spend(800);
+        assert_eq!(send.learn(credit(100, 0)), Ok(()));
+        assert_eq!(send.free_bytes(), 0);
+        assert_eq!(send.learn(credit(100, 701)), Ok(()));
+        assert_eq!(send.free_bytes(), 1);
+    }
+
+    #[test]
+    fn buf_alloc_of_four_gib_is_usable_to_the_last_byte() {
+        let mut send = SendCredit::new(credit(u32::MAX, 0));
+        send.spend(u32::MAX);
+        assert_eq!(send.free_bytes(), 0);
+        assert_eq!(send.learn(credit(u32::MAX, u32::MAX)), Ok(()));
+        assert_eq!(send.free_bytes(), u32::MAX);
+    }
+
+    #[test]
+    fn older_fwd_cnt_is_ignored_and_newer_than_sent_is_a_fault() {
+        let mut send = SendCredit::new(credit(1000, 0));
+        send.spend(600);
+        assert_eq!(send.learn(credit(1000, 500)), Ok(()));
+        assert_eq!(send.learn(credit(1000, 400)), Ok(()));
+        assert_eq!(send.free_bytes(), 900, "the older count must not win");
+        assert_eq!(send.learn(credit(1000, 600)), Ok(()));
+        let fault = send.learn(credit(1000, 601)).unwrap_err();
+        assert_eq!((fault.fwd_cnt, fault.sent), (601, 600));
+        assert_eq!(send.free_bytes(), 1000);
+    }
+
+    #[test]
+    fn first_credit_cannot_claim_bytes_taken() {
+        let send = SendCredit::new(credit(10, 5));
+        assert_eq!(send.free_bytes(), 10);
+    }
+
+    #[test]
+    fn window_takes_its_last_byte_and_not_one_more() {
+        let mut window = ReceiveWindow::new(100);
+        assert_eq!(window.receive(100), Ok(()));
+        let overrun = window.receive(1).unwrap_err();
+        assert_eq!((overrun.len_bytes, overrun.free_bytes), (1, 0));
+        window.forward(1);
+        assert_eq!(window.receive(1), Ok(()));
+        assert_eq!(window.receive(0), Ok(()));
+    }
+
+    #[test]
+    fn update_is_due_at_half_the_window_and_not_before() {
+        let mut window = ReceiveWindow::new(100);
+        window.receive(100).unwrap();
+        window.forward(49);
+        assert!(!window.is_update_due());
+        window.forward(1);
+        assert!(window.is_update_due());
+        assert_eq!(window.tell(), credit(100, 50));
+        assert!(!window.is_update_due());
+    }
+
+    #[test]
+    #[should_panic(expected = "sent beyond the credit")]
+    fn spending_more_than_the_credit_is_our_mistake() {
+        SendCredit::new(credit(10, 0)).spend(11);
+    }
+
+    proptest! {
+        /// A sender and a receiver over a link that delays credit: the window is never overrun,
+        /// and whatever was sent can be taken, however far the counters have wrapped.
+        #[test]
+        fn sender_and_receiver_agree_across_the_wrap(
+            size in 1u32..=300_000,
+            start in any::<u32>(),
+            steps in prop::collection::vec((0u8..3, any::<u32>()), 1..200),
+        ) {
+            let mut window = ReceiveWindow { size_bytes: size, received: start, forwarded: start, told: start };
+            let mut send = SendCredit { sent: start, peer: credit(size, start) };
+            let mut on_the_way = None;
+            for (kind, amount) in steps {
+                match kind {
+                    0 => {
+                        let len = amount.checked_rem(send.free_bytes().saturating_add(1)).unwrap_or(0);
+                        let len = len.min(send.free_bytes());
+                        send.spend(len);
+                        prop_assert_eq!(window.receive(len), Ok(()));
+                    }
+                    1 => {
+                        let len = amount % (window.owed_bytes() + 1);
+                        window.forward(len);
+                        if window.is_update_due() { on_the_way = Some(window.tell()); }
+                    }
+                    _ => if let Some(credit) = on_the_way.take() { prop_assert_eq!(send.learn(credit), Ok(())); },
+                }
+                prop_assert!(window.owed_bytes() <= size);
+                prop_assert!(send.free_bytes() <= size);
+            }
+        }
+
+        /// No claim of the guest makes the free credit larger than the buffer it claims, or panics.
+        #[test]
+        fn lies_never_give_more_than_buf_alloc(claims in prop::collection::vec((any::<u32>(), any::<u32>()), 1..50)) {
+            let mut send = SendCredit::new(credit(4096, 0));
+            for (buf_alloc, fwd_cnt) in claims {
+                let before = send;
+                match send.learn(credit(buf_alloc, fwd_cnt)) {
+                    Ok(()) => prop_assert!(send.free_bytes() <= send.peer.buf_alloc),
+                    Err(_) => prop_assert_eq!(send, before),
+                }
+                send.spend(send.free_bytes().min(65_536));
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host's end: Unix sockets. The only file of vsock that moves bytes in or out of one.
+//!
+//! [`Door`] is where clients knock and whence the guest's connections go out; [`HostStream`] is
+//! the socket of one connection, with the bytes it could not take yet. Bytes go straight between
+//! the socket and guest memory ([`crate::virtio::vectored`]); only what a full socket refuses is
+//! copied, and the connection's window bounds that. Nothing here waits, and nothing here knows
+//! packets, credit or queues.
+#![expect(unsafe_code, reason = "std has no connect that does not wait")]
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use vm_memory::VolatileSlice;
+
+use crate::virtio::{Reader, vectored};
+
+/// Where connections come in and go out.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    /// Connections of the guest to port P go to this path with `_P` behind it.
+    uds: PathBuf,
+}
+
+impl Door {
+    /// Takes a listening socket; `uds` is the path it was bound to.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking.
+    pub fn new(listener: UnixListener, uds: &Path) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, uds: uds.to_path_buf() })
+    }
+
+    /// The next client, if one waits.
+    ///
+    /// # Errors
+    /// The kernel's, mostly EMFILE: the client goes on waiting.
+    pub fn accept(&self) -> io::Result<Option<HostStream>> {
+        match self.listener.accept() {
+            Ok((socket, _)) => {
+                socket.set_nonblocking(true)?;
+                Ok(Some(HostStream::new(socket)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects to whoever listens for the guest on `port`.
+    ///
+    /// # Errors
+    /// ENOENT or ECONNREFUSED when nobody does, EAGAIN when their backlog is full.
+    pub fn connect(&self, port: u32) -> io::Result<HostStream> {
+        let mut path = OsString::from(&self.uds);
+        path.push(format!("_{port}"));
+        connect_now(Path::new(&path)).map(HostStream::new)
+    }
+}
+
+impl AsRawFd for Door {
+    fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+}
+
+/// What became of an attempt to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// So many bytes; not 0.
+    Bytes(usize),
+    /// Nothing at present.
+    Empty,
+    /// The end: no byte will come any more.
+    End,
+}
+
+/// The peer takes nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// The socket of one connection, and what it could not take yet.
+#[derive(Debug)]
+pub struct HostStream {
+    socket: UnixStream,
+    kept: VecDeque<u8>,
+}
+
+impl HostStream {
+    /// `socket` must not block.
+    fn new(socket: UnixStream) -> Self {
+        Self { socket, kept: VecDeque::new() }
+    }
+
+    /// Fills `into`, guest memory or other.
+    pub fn read(&self, into: &[VolatileSlice<'_>]) -> Incoming {
+        loop {
+            return match vectored::read(self.socket.as_fd(), into) {
+                Ok(0) => Incoming::End,
+                Ok(count) => Incoming::Bytes(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Incoming::Empty,
+                Err(_) => Incoming::End,
+            };
+        }
+    }
+
+    /// Sends `len_bytes` of a chain; keeps what the socket does not take. Gives the number of
+    /// bytes the socket took.
+    ///
+    /// # Errors
+    /// [`Gone`]; then nothing is kept.
+    pub fn send_or_keep(&mut self, mut from: Reader<'_>, len_bytes: u32) -> Result<u32, Gone> {
+        let mut left = (len_bytes as usize).min(from.left_bytes());
+        let mut sent = 0_u32;
+        while left > 0 && self.kept.is_empty() {
+            let slices = from.slices(left);
+            let Some(count) = self.send(&slices)? else {
+                break;
+            };
+            let is_short = count < slices.len_bytes();
+            from.advance(count);
+            left -= count;
+            sent = sent.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            if is_short {
+                break;
+            }
+        }
+        while left > 0 {
+            let slices = from.slices(left);
+            for slice in slices.iter() {
+                self.keep(slice);
+            }
+            from.advance(slices.len_bytes());
+            left -= slices.len_bytes();
+        }
+        Ok(sent)
+    }
+
+    /// Sends what was kept, as far as the socket takes it. Gives the number of bytes it took.
+    ///
+    /// # Errors
+    /// [`Gone`]; then nothing is kept any more.
+    pub fn flush(&mut self) -> Result<u32, Gone> {
+        let mut sent = 0_u32;
+        while !self.kept.is_empty() {
+            let (front, back) = self.kept.as_mut_slices();
+            let parts = [VolatileSlice::from(front), VolatileSlice::from(back)];
+            let sent_now = vectored::send(self.socket.as_fd(), &parts);
+            let Some(count) = outcome(sent_now).inspect_err(|_| self.kept.clear())? else {
+                break;
+            };
+            self.kept.drain(..count);
+            sent = sent.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+        Ok(sent)
+    }
+
+    /// Sends a short text of ours whole, ahead of everything else.
+    ///
+    /// # Errors
+    /// [`Gone`], also when the socket has no room for it, which a new one always has.
+    pub fn send_text(&mut self, text: &str) -> Result<(), Gone> {
+        let mut bytes = text.as_bytes().to_vec();
+        let slice = VolatileSlice::from(bytes.as_mut_slice());
+        match self.send(&[slice])? {
+            Some(count) if count == text.len() => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+
+    /// Bytes kept because the socket was full.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Ends one direction. A peer that has closed already is no error.
+    pub fn shutdown(&self, how: Shutdown) {
+        let _ = self.socket.shutdown(how);
+    }
+
+    /// `None` when the socket is full.
+    fn send(&mut self, from: &[VolatileSlice<'_>]) -> Result<Option<usize>, Gone> {
+        outcome(vectored::send(self.socket.as_fd(), from))
+    }
+
+    fn keep(&mut self, slice: &VolatileSlice<'_>) {
+        let mut chunk = [0; 4096];
+        let mut rest = *slice;
+        while !rest.is_empty() {
+            let count = rest.copy_to(&mut chunk[..]);
+            self.kept.extend(chunk.iter().take(count));
+            let Ok(next) = rest.offset(count) else {
+                return;
+            };
+            rest = next;
+        }
+    }
+}
+
+impl AsRawFd for HostStream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn outcome(sent: io::Result<usize>) -> Result<Option<usize>, Gone> {
+    match sent {
+        Ok(count) => Ok(Some(count)),
+        // Also EINTR: what is kept is sent when the socket has room, and now it may have.
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        // EPIPE, ECONNRESET, or a host out of memory: the connection cannot go on either way.
+        Err(_) => Err(Gone),
+    }
+}
+
+/// Connects without waiting for a full backlog. A Unix socket is connected, or refused, at once.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: an all-zero `sockaddr_un` is a valid value of that plain C struct.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or(0);
+    let bytes = path.as_os_str().as_bytes();
+    // The last byte stays zero: the end of the string.
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: plain numbers; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened just now and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len_bytes = libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).unwrap_or(0);
+    // SAFETY: `address` is an initialised sockaddr_un of `len_bytes` and lives through the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len_bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixStream::from(socket))
+}
+
+#[cfg(test)]
+mod tests;

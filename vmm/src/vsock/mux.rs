@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: Apache-2.0
+//! All connections of one guest: who exists, whose turn it is, and what nobody may exceed.
+//!
+//! The guest's packets come in by [`Mux::on_packet`] and are handed to their [`Connection`];
+//! what goes to the guest comes out of [`Mux::next_turn`], one connection after the other. What
+//! the guest can make it hold is bounded by the constants below: connections, unanswered RSTs, bytes of
+//! windows. It performs no I/O, reads no clock and keeps no payload.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::collections::{HashMap, VecDeque};
+
+use super::connection::{Connection, HostEffect, Payload};
+use super::event::{Counts, Event};
+use super::packet::{Credit, HEADER_LEN_BYTES, Op, PORT_ANY, Packet, PacketFault, Ports, StrayReset};
+
+/// Most connections of a guest at a time, both directions together.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// Most RSTs without a connection that wait for the guest to take them. Beyond it the guest's
+/// packets wait in its own queue: none is dropped.
+pub const STRAYS_MAX: usize = 256;
+/// The window a connection gets while there are few.
+pub const WINDOW_BYTES: u32 = 256 << 10;
+/// The window every connection gets, however many there are.
+pub const WINDOW_MIN_BYTES: u32 = 32 << 10;
+/// All windows of a guest together: the most payload kept for hosts that do not read.
+pub const WINDOWS_BYTES: u32 = 64 << 20;
+/// Most payload a connection may send to the guest in one turn.
+pub const TURN_BYTES: u32 = 128 << 10;
+/// The first port the host's end of a client's connection gets.
+const HOST_PORT_FIRST: u32 = 1 << 30;
+/// One past the last such port.
+const HOST_PORT_END: u32 = 1 << 31;
+
+const _: () = assert!(WINDOW_MIN_BYTES as u64 * CONNECTIONS_MAX as u64 <= WINDOWS_BYTES as u64);
+const _: () = assert!(CONNECTIONS_MAX <= u16::MAX as usize);
+const _: () = assert!(((HOST_PORT_END - HOST_PORT_FIRST) as usize) > CONNECTIONS_MAX);
+
+/// Names a connection; goes stale when it is over, also if its place is taken again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId {
+    index: u16,
+    generation: u16,
+}
+
+impl ConnectionId {
+    /// Its place in a table of [`CONNECTIONS_MAX`].
+    pub fn index(self) -> usize {
+        usize::from(self.index)
+    }
+
+    /// As one number, for a token.
+    pub fn to_bits(self) -> u32 {
+        (u32::from(self.generation) << 16) | u32::from(self.index)
+    }
+
+    /// From what [`ConnectionId::to_bits`] gave.
+    pub fn from_bits(bits: u32) -> Self {
+        let [g1, g0, i1, i0] = bits.to_be_bytes();
+        Self { index: u16::from_be_bytes([i1, i0]), generation: u16::from_be_bytes([g1, g0]) }
+    }
+}
+
+/// What the caller must do with a guest's packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: it was dropped, or its answer waits for a turn.
+    Nothing,
+    /// Connect to the host's socket of `ports.host`, then [`Mux::accept`] or [`Mux::refuse`].
+    Open {
+        /// The connection the guest asks for.
+        ports: Ports,
+        /// What the guest can take at first.
+        credit: Credit,
+    },
+    /// Hand `len_bytes` of payload to the connection's socket; then settle it.
+    Forward {
+        /// Whose bytes they are.
+        id: ConnectionId,
+        /// Payload bytes, all in the chain.
+        len_bytes: u32,
+    },
+    /// The connection has changed: settle it.
+    Changed(ConnectionId),
+}
+
+/// What may go to the guest next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// A packet without payload.
+    Packet([u8; HEADER_LEN_BYTES]),
+    /// Up to `limit_bytes` of the connection's socket; then [`Mux::finish_read`].
+    Read {
+        /// Whose socket.
+        id: ConnectionId,
+        /// The least of the guest's credit and the share of one turn; not 0.
+        limit_bytes: u32,
+    },
+}
+
+/// One place of the table.
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u16,
+    connection: Option<Connection>,
+    /// The host's socket may have bytes, or its end.
+    is_readable: bool,
+    /// Its index stands in `turns`. Stays true when the connection is removed: the entry is still
+    /// there, and will be the next connection's, so that `turns` never outgrows the table.
+    has_turn: bool,
+}
+
+/// The table of connections of one guest.
+#[derive(Debug)]
+pub struct Mux {
+    guest_cid: u64,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    by_ports: HashMap<Ports, u16>,
+    /// Places of connections with something for the guest, each at most once.
+    turns: VecDeque<u16>,
+    strays: VecDeque<StrayReset>,
+    /// Bytes of windows not yet given out.
+    windows_left_bytes: u32,
+    next_host_port: u32,
+    /// No deadline is before this; it may be early.
+    next_deadline_ms: Option<u64>,
+    /// What happened, by kind.
+    pub counts: Counts,
+}
+
+impl Mux {
+    /// A table without connections for the guest with this CID.
+    pub fn new(guest_cid: u64) -> Self {
+        Self {
+            guest_cid,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_ports: HashMap::new(),
+            turns: VecDeque::new(),
+            strays: VecDeque::new(),
+            windows_left_bytes: WINDOWS_BYTES,
+            next_host_port: HOST_PORT_FIRST,
+            next_deadline_ms: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Connections there are, those with a last RST to send included.
+    pub fn len(&self) -> usize {
+        self.by_ports.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_ports.is_empty()
+    }
+
+    /// Whether one more can be made.
+    pub fn has_room(&self) -> bool {
+        self.len() < CONNECTIONS_MAX
+    }
+
+    /// The connection of `id`, unless it is over.
+    pub fn get(&self, id: ConnectionId) -> Option<&Connection> {
+        self.slot(id)?.connection.as_ref()
+    }
+
+    /// The same, to tell it an event; [`Mux::settle`] afterwards.
+    pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.slot_mut(id)?.connection.as_mut()
+    }
+
+    // ---- From the guest ---------------------------------------------------------------------
+
+    /// Whether the guest's next packet may be taken: there is room for its answer.
+    pub fn can_take_packet(&self) -> bool {
+        self.strays.len() < STRAYS_MAX
+    }
+
+    /// A packet of the guest; `available_bytes` is what its chain holds after the header.
+    pub fn on_packet(&mut self, header: &[u8; HEADER_LEN_BYTES], available_bytes: u64, now_ms: u64) -> Action {
+        let packet = match Packet::parse(header, self.guest_cid, available_bytes) {
+            Ok(packet) => packet,
+            Err(fault) => return self.on_fault(&fault),
+        };
+        let Some(id) = self.find(packet.ports()) else {
+            return self.on_unknown(&packet);
+        };
+        let Some(connection) = self.get_mut(id) else {
+            return Action::Nothing;
+        };
+        match connection.on_packet(&packet, now_ms) {
+            Ok(Payload::Forward(len_bytes)) => Action::Forward { id, len_bytes },
+            Ok(Payload::Nothing) => Action::Changed(id),
+            Err(_) => {
+                self.counts.add(Event::ConnectionFault);
+                Action::Changed(id)
+            }
+        }
+    }
+
+    fn on_fault(&mut self, fault: &PacketFault) -> Action {
+        self.counts.add(Event::PacketFault);
+        let Some((ports, kind)) = fault.answer() else {
+            return Action::Nothing;
+        };
+        // A packet of another type is about another connection, even with the same ports.
+        let known = self.find(ports);
+        if let Some(id) = known.filter(|_| !matches!(fault, PacketFault::Kind { .. })) {
+            if let Some(connection) = self.get_mut(id) {
+                connection.reset();
+            }
+            return Action::Changed(id);
+        }
+        self.stray(StrayReset { ports, kind });
+        Action::Nothing
+    }
+
+    fn on_unknown(&mut self, packet: &Packet) -> Action {
+        let ports = packet.ports();
+        match packet.op() {
+            Op::Reset => Action::Nothing,
+            Op::Request if self.has_room() => Action::Open { ports, credit: packet.credit() },
+            Op::Request => {
+                self.counts.add(Event::TableFull);
+                self.refuse(ports);
+                Action::Nothing
+            }
+            // §5.10.6.4: what belongs to no connection is answered with RST.
+            Op::Response | Op::Shutdown { .. } | Op::Data { .. } | Op::CreditUpdate | Op::CreditRequest => {
+                self.counts.add(Event::UnknownConnection);
+                self.stray(StrayReset::stream(ports));
+                Action::Nothing
+            }
+        }
+    }
+
+    /// The host's socket took the connection of an [`Action::Open`].
+    pub fn accept(&mut self, ports: Ports, credit: Credit, now_ms: u64) -> Option<ConnectionId> {
+        let window_bytes = self.take_window();
+        self.insert(Connection::from_guest(ports, window_bytes, credit), now_ms)
+    }
+
+    /// Nobody on the host wants the connection of an [`Action::Open`].
+    pub fn refuse(&mut self, ports: Ports) {
+        self.counts.add(Event::Refused);
+        self.stray(StrayReset::stream(ports));
+    }
+
+    // ---- From the host ----------------------------------------------------------------------
+
+    /// A client of the host wants the guest's `port`. `None` when the table is full, or the port
+    /// names nothing.
+    pub fn connect(&mut self, guest_port: u32, now_ms: u64) -> Option<ConnectionId> {
+        if !self.has_room() || guest_port == PORT_ANY {
+            self.counts.add(Event::TableFull);
+            return None;
+        }
+        let ports = self.free_ports(guest_port);
+        let window_bytes = self.take_window();
+        self.insert(Connection::from_host(ports, window_bytes, now_ms), now_ms)
+    }
+
+    /// The connection's socket may have bytes, or its end; settle it afterwards.
+    pub fn set_readable(&mut self, id: ConnectionId) {
+        if let Some(slot) = self.slot_mut(id) {
+            slot.is_readable = true;
+        }
+    }
+
+    // ---- To the guest -----------------------------------------------------------------------
+
+    /// Whether [`Mux::next_turn`] has something.
+    pub fn has_turn(&self) -> bool {
+        !self.strays.is_empty() || !self.turns.is_empty()
+    }
+
+    /// What goes to the guest next: RSTs without a connection, then one connection after the
+    /// other, a connection's own packets before its bytes.
+    pub fn next_turn(&mut self, now_ms: u64) -> Option<Turn> {
+        if let Some(stray) = self.strays.pop_front() {
+            return Some(Turn::Packet(stray.encode(self.guest_cid)));
+        }
+        while let Some(index) = self.turns.pop_front() {
+            let guest_cid = self.guest_cid;
+            let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+                continue;
+            };
+            slot.has_turn = false;
+            let id = ConnectionId { index, generation: slot.generation };
+            let Some(connection) = slot.connection.as_mut() else {
+                continue;
+            };
+            if let Some(packet) = connection.transmit() {
+                self.settle(id, now_ms);
+                return Some(Turn::Packet(packet.encode(guest_cid)));
+            }
+            let limit_bytes = connection.sendable_bytes().min(TURN_BYTES);
+            if slot.is_readable && limit_bytes != 0 {
+                return Some(Turn::Read { id, limit_bytes });
+            }
+        }
+        None
+    }
+
+    /// The header for `len_bytes` just read from the connection's socket.
+    pub fn data_header(&mut self, id: ConnectionId, len_bytes: u32) -> Option<[u8; HEADER_LEN_BYTES]> {
+        let guest_cid = self.guest_cid;
+        let connection = self.get_mut(id)?;
+        Some(connection.transmit_data(len_bytes).encode(guest_cid))
+    }
+
+    /// The connection's socket would block: no turn until it is readable again.
+    pub fn set_drained(&mut self, id: ConnectionId) {
+        if let Some(slot) = self.slot_mut(id) {
+            slot.is_readable = false;
+        }
+    }
+
+    // ---- Keeping the books ------------------------------------------------------------------
+
+    /// The next thing to do to the connection's socket; ask until there is none, then settle.
+    pub fn host_effect(&mut self, id: ConnectionId) -> Option<HostEffect> {
+        self.get_mut(id)?.host_effect()
+    }
+
+    /// To be called after every event of a connection: gives it a turn if it has something for
+    /// the guest, notes its deadline, and frees its place when it is over.
+    pub fn settle(&mut self, id: ConnectionId, now_ms: u64) {
+        let Some(slot) = self.slot_mut(id) else {
+            return;
+        };
+        let Some(connection) = slot.connection.as_mut() else {
+            return;
+        };
+        if connection.is_finished() {
+            self.remove(id);
+            return;
+        }
+        let has_bytes = slot.is_readable && connection.is_sending();
+        let can_send = has_bytes && connection.sendable_bytes() != 0;
+        if has_bytes && !can_send {
+            connection.on_starved(now_ms);
+        }
+        let deadline_ms = connection.deadline_ms();
+        if (can_send || connection.has_packet()) && !slot.has_turn {
+            slot.has_turn = true;
+            self.turns.push_back(id.index);
+        }
+        self.note_deadline(deadline_ms);
+    }
+
+    /// When [`Mux::on_time`] wants to be called, at the latest.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.next_deadline_ms
+    }
+
+    /// Time has passed; gives the connections to settle.
+    pub fn on_time(&mut self, now_ms: u64) -> Vec<ConnectionId> {
+        let mut changed = Vec::new();
+        if self.next_deadline_ms.is_none_or(|deadline_ms| now_ms < deadline_ms) {
+            return changed;
+        }
+        self.next_deadline_ms = None;
+        let mut next_ms: Option<u64> = None;
+        for (index, slot) in (0_u16..).zip(self.slots.iter_mut()) {
+            let Some(connection) = slot.connection.as_mut() else {
+                continue;
+            };
+            let Some(deadline_ms) = connection.deadline_ms() else {
+                continue;
+            };
+            if deadline_ms <= now_ms {
+                connection.on_time(now_ms);
+                changed.push(ConnectionId { index, generation: slot.generation });
+            } else {
+                next_ms = Some(next_ms.map_or(deadline_ms, |next_ms| next_ms.min(deadline_ms)));
+            }
+        }
+        self.next_deadline_ms = next_ms;
+        let count = u64::try_from(changed.len()).unwrap_or(u64::MAX);
+        self.counts.add_many(Event::DeadlinePassed, count);
+        changed
+    }
+
+    /// Forgets every connection and every RST: the guest's driver is gone, or was told
+    /// (transport reset). The caller closes the sockets.
+    pub fn clear(&mut self) {
+        for index in 0..u16::try_from(self.slots.len()).unwrap_or(u16::MAX) {
+            let generation = self.slots.get(usize::from(index)).map(|slot| slot.generation);
+            if let Some(generation) = generation {
+                self.remove(ConnectionId { index, generation });
+            }
+        }
+        self.turns.clear();
+        for slot in &mut self.slots {
+            slot.has_turn = false;
+        }
+        self.strays.clear();
+        self.next_deadline_ms = None;
+    }
+
+    // ---- Inside -----------------------------------------------------------------------------
+
+    fn slot(&self, id: ConnectionId) -> Option<&Slot> {
+        let slot = self.slots.get(id.index())?;
+        (slot.generation == id.generation).then_some(slot)
+    }
+
+    fn slot_mut(&mut self, id: ConnectionId) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(id.index())?;
+        (slot.generation == id.generation).then_some(slot)
+    }
+
+    fn find(&self, ports: Ports) -> Option<ConnectionId> {
+        let index = *self.by_ports.get(&ports)?;
+        let slot = self.slots.get(usize::from(index))?;
+        Some(ConnectionId { index, generation: slot.generation })
+    }
+
+    fn insert(&mut self, connection: Connection, now_ms: u64) -> Option<ConnectionId> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = u16::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot::default());
+                index
+            }
+        };
+        let slot = self.slots.get_mut(usize::from(index))?;
+        let id = ConnectionId { index, generation: slot.generation };
+        let before = self.by_ports.insert(connection.ports(), index);
+        assert!(before.is_none(), "two connections with the same ports");
+        slot.connection = Some(connection);
+        slot.is_readable = false;
+        self.counts.add(Event::Opened);
+        self.settle(id, now_ms);
+        Some(id)
+    }
+
+    fn remove(&mut self, id: ConnectionId) {
+        let Some(slot) = self.slot_mut(id) else {
+            return;
+        };
+        let Some(connection) = slot.connection.take() else {
+            return;
+        };
+        // A token or a turn of the old connection must not mean the next one.
+        slot.generation = slot.generation.wrapping_add(1);
+        self.by_ports.remove(&connection.ports());
+        self.windows_left_bytes = self.windows_left_bytes.saturating_add(connection.window_bytes());
+        self.free.push(id.index);
+        self.counts.add(Event::Closed);
+    }
+
+    /// Takes a window such that every connection to come can still have the smallest.
+    fn take_window(&mut self) -> u32 {
+        let others = CONNECTIONS_MAX.saturating_sub(self.len()).saturating_sub(1);
+        let others_bytes = WINDOW_MIN_BYTES.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX));
+        let window_bytes = self.windows_left_bytes.saturating_sub(others_bytes).min(WINDOW_BYTES);
+        assert!(window_bytes >= WINDOW_MIN_BYTES, "a window for every place of the table");
+        self.windows_left_bytes = self.windows_left_bytes.saturating_sub(window_bytes);
+        window_bytes
+    }
+
+    fn free_ports(&mut self, guest: u32) -> Ports {
+        loop {
+            let host = self.next_host_port;
+            self.next_host_port = match host.saturating_add(1) {
+                HOST_PORT_END => HOST_PORT_FIRST,
+                next => next,
+            };
+            let ports = Ports { guest, host };
+            if !self.by_ports.contains_key(&ports) {
+                return ports;
+            }
+        }
+    }
+
+    fn stray(&mut self, reset: StrayReset) {
+        // A connection refused after `can_take_packet` allowed one packet: at most one beyond.
+        self.strays.push_back(reset);
+    }
+
+    fn note_deadline(&mut self, deadline_ms: Option<u64>) {
+        if let Some(deadline_ms) = deadline_ms {
+            let next_ms = self.next_deadline_ms.unwrap_or(u64::MAX);
+            self.next_deadline_ms = Some(next_ms.min(deadline_ms));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
