@@ -113,6 +113,26 @@ fn every_seccomp_rule_names_its_caller() {
     none(policies.iter().flat_map(|(path, text)| rules::seccomp_policy(path, text)).collect());
 }
 
+/// `midge-vmm --explain-boot` prints the same constants.
+#[test]
+fn memory_map_in_architecture_is_the_monitors() {
+    let rows = midge_vmm::boot::layout::REGIONS.iter().map(|region| {
+        let last = region.end() - 1;
+        let kind = format!("{:?}", region.kind).to_lowercase();
+        [format!("{:#x}", region.start), format!("{last:#x}"), region.name.to_owned(), kind, region.why.to_owned()]
+    });
+    let expected: Vec<[String; 5]> = rows.collect();
+    let tree = tree();
+    let written = rules::table_after(tree.text("ARCHITECTURE.md").expect("it is there"), "<!-- memory map -->");
+    let as_written: Vec<String> = expected.iter().map(|row| format!("| {} |", row.join(" | "))).collect();
+    let head = "| first | last | what | kind | why |\n| --- | --- | --- | --- | --- |";
+    assert!(
+        written == expected,
+        "the table after `<!-- memory map -->` must be\n\n{head}\n{}\n",
+        as_written.join("\n")
+    );
+}
+
 #[test]
 fn architecture_stays_readable() {
     let tree = tree();

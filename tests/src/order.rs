@@ -27,7 +27,7 @@ pub const CRATES: [CrateOrder; 4] = [
         may_import: &[],
         modules: &[
             "sys", "config", "trace", "memory", "machine", "boot", "virtio", "disk", "block", "vsock", "snapshot",
-            "jail", "vm", "main",
+            "jail", "control", "vm", "main",
         ],
     },
     CrateOrder { dir: "guest-agent/src", name: "midge_agent", may_import: &["midge_protocol"], modules: &[] },
@@ -36,6 +36,7 @@ pub const CRATES: [CrateOrder; 4] = [
         name: "midge",
         may_import: &["midge_protocol"],
         modules: &[
+            "progress",
             "cache",
             "erofs",
             "kernel",

@@ -120,7 +120,7 @@ pub fn words(source: &Source) -> Vec<Finding> {
     found
 }
 
-/// Unsafe code only where the file (or the root file of its module, in `roots`) expects it with a reason.
+/// Unsafe code only where the file (or the root file of its module, in `roots`) or the function expects it with a reason.
 #[must_use]
 pub fn unsafe_fence(source: &Source, roots: &[&Source]) -> Vec<Finding> {
     let admits = |file: &Source| expects_unsafe(&file.code.join(" "), "#![expect(");
@@ -128,8 +128,13 @@ pub fn unsafe_fence(source: &Source, roots: &[&Source]) -> Vec<Finding> {
         return Vec::new();
     }
     let sites = source.product_code().filter(|(_, code)| has_word(code, "unsafe"));
-    let lone =
-        sites.filter(|(line, _)| !expects_unsafe(&source.code[line.saturating_sub(8)..*line].join(" "), "#[expect("));
+    let functions = source.functions();
+    let above = |row: usize| source.code[row.saturating_sub(8)..=row].join(" ");
+    let lone = sites.filter(|(line, _)| {
+        let around = functions.iter().filter(|function| function.lines.contains(&(line - 1)));
+        let rows = around.map(|function| function.lines.start).chain([line - 1]);
+        !rows.into_iter().any(|row| expects_unsafe(&above(row), "#[expect("))
+    });
     lone.map(|(line, _)| {
         Finding::new(&source.path, line, "`unsafe` in a module without `#![expect(unsafe_code, reason = ...)]`")
     })

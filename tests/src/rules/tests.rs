@@ -62,6 +62,8 @@ fn unsafe_needs_a_reason_in_its_module() {
 fn attribute_over_several_lines_is_understood() {
     let spread = "#![expect(\n    unsafe_code,\n    reason = \"ioctl\"\n)]\nfn a() { unsafe { b() } }\n";
     assert!(unsafe_fence(&rust(spread), &[]).is_empty());
+    let long = "#[expect(unsafe_code, reason = \"fork\")]\nfn a() {\n\n\n\n\n\n\n\n\n unsafe { b() } }\n";
+    assert!(unsafe_fence(&rust(long), &[]).is_empty());
     let item = "#[expect(unsafe_code, reason = \"fork\")]\nfn a() { unsafe { b() } }\nfn c() {\n\n\n\n\n\n\n\n unsafe { b() } }\n";
     assert_eq!(unsafe_fence(&rust(item), &[]).len(), 1);
 }
