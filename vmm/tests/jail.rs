@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The policies in force: what is forbidden kills the process, what is needed does not.
+//!
+//! A filter cannot be taken off again, so each case runs in a process of its own: this test
+//! binary, started anew for one ignored test with the case in the environment.
+
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+
+use midge_vmm::jail::{Thread, lock_in};
+
+const CASE: &str = "MIDGE_JAIL_CASE";
+/// What the child exits with when nothing killed it.
+const SURVIVED: i32 = 77;
+
+fn run(kind: &str, deed: &str) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CASE, format!("{kind} {deed}"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap()
+}
+
+#[test]
+fn what_a_policy_does_not_list_kills_the_process() {
+    for kind in ["main", "vcpu", "block"] {
+        for deed in ["open a file", "use the network", "start a program", "start a thread", "map code"] {
+            let status = run(kind, deed);
+            assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind} may {deed}: {status}");
+        }
+    }
+}
+
+#[test]
+fn what_every_thread_needs_is_listed() {
+    for kind in ["main", "vcpu", "block"] {
+        let status = run(kind, "allocate and wait");
+        assert_eq!(status.code(), Some(SURVIVED), "{kind}: {status}");
+    }
+}
+
+#[test]
+#[ignore = "the child process of the other tests"]
+#[expect(clippy::exit, reason = "the test harness' own way out makes calls that no policy lists")]
+fn child() {
+    let case = std::env::var(CASE).unwrap();
+    let (kind, deed) = case.split_once(' ').unwrap();
+    let kind = match kind {
+        "main" => Thread::Main,
+        "vcpu" => Thread::Vcpu,
+        _ => Thread::Block,
+    };
+    lock_in(kind).unwrap();
+    match deed {
+        "open a file" => drop(File::open("/dev/null")),
+        "use the network" => drop(UdpSocket::bind("127.0.0.1:0")),
+        "start a program" => drop(Command::new("/bin/true").status()),
+        "start a thread" => drop(std::thread::Builder::new().spawn(|| ())),
+        "map code" => map_code(),
+        _ => {
+            let blocks: Vec<Vec<u8>> = (0..64).map(|n| vec![1; 1 << (n % 22)]).collect();
+            drop(blocks);
+            std::thread::yield_now();
+        }
+    }
+    std::process::exit(SURVIVED);
+}
+
+#[expect(unsafe_code, reason = "mmap with PROT_EXEC has no safe name")]
+fn map_code() {
+    let prot = libc::PROT_READ | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new anonymous mapping replaces nothing, and is not used.
+    unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, flags, -1, 0) };
+}
