@@ -16,7 +16,7 @@ use vm_memory::VolatileSlice;
 pub const SLICES_MAX: usize = 64;
 
 /// A fixed-capacity list of slices of guest memory; derefs to `[VolatileSlice]`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Slices<'a> {
     slices: [VolatileSlice<'a>; SLICES_MAX],
     count: usize,
@@ -63,6 +63,61 @@ impl<'a> Deref for Slices<'a> {
 
     fn deref(&self) -> &Self::Target {
         self.slices.get(..self.count).unwrap_or(&[])
+    }
+}
+
+/// A position in a list of slices: hands them out in pieces cut to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest<'a> {
+    slices: &'a [VolatileSlice<'a>],
+    /// Bytes of the first slice already passed.
+    passed: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// All of `slices`.
+    #[must_use]
+    pub fn new(slices: &'a [VolatileSlice<'a>]) -> Self {
+        Self { slices, passed: 0 }
+    }
+
+    /// Passes `count` bytes, at most to the end.
+    pub fn skip(&mut self, count: usize) {
+        let mut to_pass = count;
+        while let Some((first, later)) = self.slices.split_first() {
+            let here = first.len().saturating_sub(self.passed);
+            if to_pass < here {
+                self.passed = self.passed.saturating_add(to_pass);
+                return;
+            }
+            to_pass = to_pass.saturating_sub(here);
+            (self.slices, self.passed) = (later, 0);
+        }
+    }
+
+    /// The next bytes, at most `limit_bytes` and what [`Slices`] holds; empty only at the end.
+    #[must_use]
+    pub fn take(&mut self, limit_bytes: usize) -> Slices<'a> {
+        let mut list = Slices::new();
+        while let Some((first, later)) = self.slices.split_first() {
+            let here = first.len().saturating_sub(self.passed);
+            let wanted = here.min(limit_bytes.saturating_sub(list.len_bytes()));
+            if wanted == 0 && here != 0 {
+                break;
+            }
+            let Ok(piece) = first.subslice(self.passed, wanted) else {
+                unreachable!("a piece is cut inside its slice");
+            };
+            if !list.push(piece) {
+                break;
+            }
+            if wanted < here {
+                self.passed = self.passed.saturating_add(wanted);
+                break;
+            }
+            (self.slices, self.passed) = (later, 0);
+        }
+        list
     }
 }
 

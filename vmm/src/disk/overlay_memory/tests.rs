@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The overlay in memory against the model.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::model::{FakeBase, Model, Op, any_op, base_content, content, run, step};
+
+/// Twenty pages and a short one.
+const LEN: usize = 20 * 4096 + 1536;
+const CAP: usize = 8 * 4096;
+
+fn overlay(cap_bytes: usize) -> Overlay<MemoryStore> {
+    Overlay::in_memory(Box::new(FakeBase(base_content(LEN))), cap_bytes as u64).unwrap()
+}
+
+/// Resident memory of the store in pages, as the kernel counts it.
+fn resident_pages(overlay: &Overlay<MemoryStore>) -> usize {
+    let region = &overlay.store_for_tests().region;
+    let address = region.as_ptr() as usize;
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mapping = smaps.split_once(&format!("{address:08x}-")).expect("the region has a mapping of its own").1;
+    let line = mapping.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 4
+}
+
+proptest! {
+    #[test]
+    fn overlay_agrees_with_the_model(ops in prop::collection::vec(any_op(LEN), 1..60), cap_pages in 0_usize..24) {
+        let mut disk = overlay(cap_pages * 4096);
+        let mut model = Model::new(&base_content(LEN), cap_pages * 4096);
+        for op in &ops {
+            step(&mut disk, &mut model, op)?;
+            prop_assert_eq!(disk.used_bytes(), model.used_bytes() as u64);
+        }
+        prop_assert!(content(&mut disk) == model.bytes);
+    }
+}
+
+#[test]
+fn cap_refuses_the_request_and_loses_nothing() {
+    let mut disk = overlay(CAP);
+    let cut = usize::MAX;
+    run(&mut disk, &Op::Write { at: 0, len: CAP, fill: 9, cut }).unwrap();
+    let before = content(&mut disk);
+    let refused = run(&mut disk, &Op::Write { at: CAP - 512, len: 1024, fill: 1, cut });
+    let Err(DiskError::NoSpace { needed_bytes: 4096, used_bytes, cap_bytes }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((used_bytes, cap_bytes), (CAP as u64, CAP as u64));
+    assert!(content(&mut disk) == before, "not even the half that fits is written");
+    run(&mut disk, &Op::Write { at: 100, len: CAP - 200, fill: 7, cut }).expect("pages it has can be written");
+}
+
+#[test]
+fn discard_makes_room_and_frees_memory() {
+    let mut disk = overlay(CAP);
+    let cut = usize::MAX;
+    run(&mut disk, &Op::Write { at: 0, len: CAP, fill: 9, cut }).unwrap();
+    assert_eq!(resident_pages(&disk), 8);
+    run(&mut disk, &Op::Discard { at: 512, len: CAP - 1024 }).unwrap();
+    assert_eq!(disk.used_bytes(), 2 * 4096, "only whole pages are freed");
+    assert_eq!(resident_pages(&disk), 2);
+    run(&mut disk, &Op::Write { at: CAP, len: 6 * 4096, fill: 9, cut }).unwrap();
+}
+
+#[test]
+fn write_zeroes_without_may_free_keeps_its_pages() {
+    let mut disk = overlay(CAP);
+    run(&mut disk, &Op::Write { at: 0, len: CAP, fill: 9, cut: 4096 }).unwrap();
+    run(&mut disk, &Op::WriteZeroes { at: 0, len: CAP, may_free: false }).unwrap();
+    assert_eq!(disk.used_bytes(), CAP as u64);
+    run(&mut disk, &Op::WriteZeroes { at: 0, len: CAP, may_free: true }).unwrap();
+    assert_eq!(disk.used_bytes(), 0);
+    assert!(content(&mut disk)[..CAP].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn empty_overlay_of_a_large_disk_takes_no_memory() {
+    /// A terabyte of nothing.
+    struct Huge;
+    impl Disk for Huge {
+        fn len_bytes(&self) -> u64 {
+            1 << 40
+        }
+        fn is_read_only(&self) -> bool {
+            true
+        }
+        fn read_at(&mut self, _: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
+            into.iter().for_each(|slice| slice.copy_from(&vec![5_u8; slice.len()]));
+            Ok(())
+        }
+        fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
+            Err(DiskError::ReadOnly)
+        }
+        fn flush(&mut self) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
+            Err(DiskError::ReadOnly)
+        }
+        fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
+            Err(DiskError::ReadOnly)
+        }
+    }
+    let mut disk = Overlay::in_memory(Box::new(Huge), 1 << 20).unwrap();
+    let mut memory = [1_u8; 512];
+    disk.write_at((1 << 40) - 512, &[VolatileSlice::from(&mut memory[..])]).unwrap();
+    disk.read_at((1 << 40) - 1024, &[VolatileSlice::from(&mut memory[..])]).unwrap();
+    assert_eq!(memory, [5; 512]);
+    assert_eq!(resident_pages(&disk), 1);
+}
