@@ -28,7 +28,12 @@ pub(crate) struct Context {
 impl Context {
     /// A call of `midge` with these arguments, in this place.
     pub(crate) fn midge<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Call {
-        let mut command = Command::new(self.bin.join("midge"));
+        self.program(&self.bin.join("midge"), args)
+    }
+
+    /// A call of another program in the same surroundings.
+    pub(crate) fn program<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Call {
+        let mut command = Command::new(program);
         command.args(args).env("XDG_RUNTIME_DIR", self.runtime.path()).env_remove("MIDGE_LOG");
         for (name, value) in self.place.environment() {
             command.env(name, value);

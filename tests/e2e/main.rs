@@ -14,6 +14,7 @@ mod elf;
 mod faults;
 mod harness;
 mod input;
+mod library;
 mod lifecycle;
 mod place;
 mod workspace;
@@ -29,8 +30,15 @@ use place::Place;
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let groups = [input::TESTS, contract::TESTS, workspace::TESTS, faults::TESTS, lifecycle::TESTS];
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, name] = words.as_slice()
+        && flag == "--inside"
+    {
+        library::body(name);
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<String> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
+    let groups = [input::TESTS, contract::TESTS, library::TESTS, workspace::TESTS, faults::TESTS, lifecycle::TESTS];
     let all: Vec<Test> = groups.concat();
     let runs_in = |place: &str, needs: &[Needs]| -> Vec<Test> {
         let wanted = |test: &&Test| {
