@@ -5,7 +5,7 @@
 //! taken modulo 2^32 and then compared against a window, never one counter against another.
 //! Nothing here knows packets, sockets or time.
 
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use super::packet::Credit;
 

@@ -43,6 +43,8 @@ mod transfer;
 
 #[cfg(test)]
 pub(crate) mod model;
+#[cfg(test)]
+pub(crate) mod rig;
 
 pub use device::{Vsock, VsockControl, VsockError, pair};
 pub use worker::VsockWorker;

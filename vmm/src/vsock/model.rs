@@ -3,6 +3,8 @@
 //! §5.10.6 with its own numbers, never from [`super::packet`] or [`super::credit`], so that a
 //! mistake there cannot agree with itself here.
 
+#![expect(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
+
 use std::collections::VecDeque;
 
 pub(crate) const GUEST_CID: u64 = 3;

@@ -44,7 +44,8 @@ pub struct VsockWorker {
     door_pause_ms: Option<u64>,
     clients: Clients,
     commands: Receiver<Command>,
-    wake: EventFd,
+    /// Registered in the poller, where an edge says enough: it is never read.
+    _wake: EventFd,
     again: EventFd,
     start: Instant,
     /// The time of this turn of the event loop, in milliseconds since `start`.
@@ -67,7 +68,7 @@ impl VsockWorker {
             door_pause_ms: None,
             clients: Clients::default(),
             commands,
-            wake,
+            _wake: wake,
             again,
             start: Instant::now(),
             now_ms: 0,
@@ -376,3 +377,6 @@ impl Drop for VsockWorker {
         self.deactivate();
     }
 }
+
+#[cfg(test)]
+mod tests;

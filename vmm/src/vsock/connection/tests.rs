@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#![expect(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
+
 use super::super::model::{CREDIT_REQUEST, CREDIT_UPDATE, Endpoint, GUEST_CID, GUEST_PORT, HOST_PORT, Wire};
 use super::super::model::{REQUEST, RESPONSE, RST, RW, SHUTDOWN};
 use super::*;
@@ -510,13 +512,13 @@ proptest! {
         let mut now_ms = 0;
         for (op, a, b, c, host) in events {
             let wire = Wire { len: if op == RW { a % 1200 } else { 0 }, flags: a, buf_alloc: b, fwd_cnt: c, ..Wire::guest(op) };
-            if let Ok(packet) = Packet::parse(&wire.bytes(), GUEST_CID, 2000) {
-                if let Ok(Payload::Forward(len)) = machine.on_packet(&packet, now_ms) { owed += len; }
-            }
-            if !machine.is_forwarding() { owed = 0; }
+            let packet = Packet::parse(&wire.bytes(), GUEST_CID, 2000);
+            if let Ok(Ok(Payload::Forward(len))) = packet.map(|packet| machine.on_packet(&packet, now_ms)) { owed += len; }
+            let is_forwarding = matches!(machine.phase(), Phase::Open | Phase::Draining) && !machine.host_receives_no_more;
+            if !is_forwarding { owed = 0; }
             prop_assert!(owed <= WINDOW);
             match host {
-                0 => { let n = a % (owed + 1); if machine.is_forwarding() { machine.on_forwarded(n, now_ms); owed -= n; } }
+                0 => { let n = a % (owed + 1); if is_forwarding { machine.on_forwarded(n, now_ms); owed -= n; } }
                 1 => machine.on_host_end(now_ms),
                 2 => machine.on_host_gone(now_ms),
                 3 => { now_ms += u64::from(a % 30_000); machine.on_time(now_ms); }
