@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn no_thread_may_start_a_program_open_a_file_or_make_a_descriptor_executable() {
-        let forbidden = ["execve", "execveat", "fork", "vfork", "clone", "clone3", "open", "openat", "openat2", "ptrace"];
+        let forbidden =
+            ["execve", "execveat", "fork", "vfork", "clone", "clone3", "open", "openat", "openat2", "ptrace"];
         for text in [
             include_str!("../../seccomp/main.json"),
             include_str!("../../seccomp/vcpu.json"),

@@ -36,6 +36,8 @@ pub mod vsock;
 
 pub mod jail;
 
+pub mod postmortem;
+
 pub mod control;
 
 pub mod vm;

@@ -21,11 +21,14 @@ use crate::machine::kvm::{self, Host, KvmError, Machine};
 use crate::machine::ports::Ports;
 use crate::machine::threads::{ThreadError, Threads};
 use crate::machine::vcpu::{Shared, Stop};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, GuestRam, MemoryError};
+use crate::postmortem;
 use crate::trace::{Ending, ExitCounts, Reason, Stage, Trace};
 
 /// Lines of console output in an exit report.
 const TAIL_LINES: usize = 20;
+/// What Linux prints first when it gives up.
+const PANIC_MARK: &str = "Kernel panic - not syncing";
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +118,8 @@ pub fn run(
         events.run().map_err(loop_failed)?;
     };
     let stop = threads.stop();
-    Ok(ending(cause, stop, &output, shared.counters.read()))
+    let evidence = Evidence::collect(cause, stop, &output, &ram, plan.kernel_range());
+    Ok(Evidence { exits: shared.counters.read(), ..evidence }.ending())
 }
 
 fn loop_failed(error: event_manager::Error) -> VmError {
@@ -159,17 +163,47 @@ fn start_vcpus(
     Ok(Threads::start(vcpus, shared, || jail::lock_in(Thread::Vcpu))?)
 }
 
-/// What the end of the VM was: the guest's doing if it did anything, else the host's wish.
-fn ending(cause: Cause, stop: Stop, output: &Output, exits: ExitCounts) -> Ending {
-    let panic = output.panic_line();
-    let (reason, detail) = match (stop, panic) {
-        (Stop::Reset | Stop::Shutdown, Some(line)) => (Reason::Panic, line),
-        (Stop::Reset, None) => (Reason::Reset, "the guest asked for a reset".to_owned()),
-        (Stop::Shutdown, None) => (Reason::TripleFault, "the guest's CPU shut down (triple fault)".to_owned()),
-        (Stop::Failed(text), _) => (Reason::HostError, text),
-        (Stop::Asked, _) => (Reason::Stopped, cause.describe().to_owned()),
-    };
-    Ending { reason, detail, console_tail: output.tail(TAIL_LINES), exits }
+/// What is known once every vCPU has stopped.
+struct Evidence {
+    /// Why the event loop was left.
+    cause: Cause,
+    /// Why the first vCPU ended.
+    stop: Stop,
+    /// Whether the kernel marked its reset as that of a panic.
+    panicked: bool,
+    /// Console lines or, without a console, the kernel's log.
+    lines: Vec<String>,
+    exits: ExitCounts,
+}
+
+impl Evidence {
+    fn collect(cause: Cause, stop: Stop, output: &Output, ram: &GuestRam, kernel: (u64, u64)) -> Self {
+        let panicked = postmortem::panicked(ram);
+        let mut lines = output.tail(TAIL_LINES);
+        // An orderly end needs no inquest.
+        if lines.is_empty() && (panicked || stop != Stop::Reset) {
+            lines = postmortem::kernel_log(ram, kernel.0, kernel.1);
+        }
+        Self { cause, stop, panicked, lines, exits: ExitCounts::default() }
+    }
+
+    /// What the end of the VM was: the guest's doing if it did anything, else the host's wish.
+    fn ending(self) -> Ending {
+        let panic = self.lines.iter().find_map(|line| line.get(line.find(PANIC_MARK)?..)).map(str::to_owned);
+        let panicked = self.panicked || panic.is_some();
+        let (reason, detail) = match self.stop {
+            Stop::Reset | Stop::Shutdown if panicked => {
+                (Reason::Panic, panic.unwrap_or_else(|| "the guest's kernel panicked".to_owned()))
+            }
+            Stop::Reset => (Reason::Reset, "the guest asked for a reset".to_owned()),
+            Stop::Shutdown => (Reason::TripleFault, "the guest's CPU shut down (triple fault)".to_owned()),
+            Stop::Failed(text) => (Reason::HostError, text),
+            Stop::Asked => (Reason::Stopped, self.cause.describe().to_owned()),
+        };
+        let skip = self.lines.len().saturating_sub(TAIL_LINES);
+        let console_tail = self.lines.into_iter().skip(skip).collect();
+        Ending { reason, detail, console_tail, exits: self.exits }
+    }
 }
 
 #[cfg(test)]

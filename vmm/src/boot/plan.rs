@@ -103,6 +103,8 @@ pub struct BootPlan {
     segments: Vec<Segment>,
     tables: Vec<(u64, Vec<u8>)>,
     regs: kvm_regs,
+    ram_end: u64,
+    relocates: bool,
 }
 
 impl BootPlan {
@@ -126,7 +128,15 @@ impl BootPlan {
         let line = compose_line(config.console(), devices, config.cmdline(), &image)?;
         let place = initramfs.as_ref().map(|(_, segment)| *segment);
         let tables = tables(mem_bytes, config.cpus(), &line, &image, place, &entropy()?);
-        Ok(Self { kernel, initramfs, regs: registers::general(image.entry), segments: image.segments, tables })
+        Ok(Self {
+            kernel,
+            initramfs,
+            tables,
+            regs: registers::general(image.entry),
+            ram_end: ram_end.min(IDENTITY_MAPPED_END),
+            relocates: image.setup_header.is_some(),
+            segments: image.segments,
+        })
     }
 
     /// Writes everything into fresh (zeroed) guest memory.
@@ -149,6 +159,15 @@ impl BootPlan {
             })?;
         }
         Ok(())
+    }
+
+    /// Where the kernel, and with it its log, lies: first address and the one behind. A kernel
+    /// that unpacks itself may go anywhere in low memory.
+    pub fn kernel_range(&self) -> (u64, u64) {
+        match (self.segments.first(), self.segments.last()) {
+            (Some(first), Some(last)) if !self.relocates => (first.start, last.start.saturating_add(last.mem_len)),
+            _ => (HIGH_RAM.start, self.ram_end),
+        }
     }
 
     /// The boot CPU's general registers.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The console port: a 16550 at 0x3f8 whose output lands in a ring of the last bytes.
 //!
-//! With the console off nothing in the guest drives it but early printk, at a log level that
-//! only emergencies reach: a panic's text is in the ring, a healthy boot writes nothing. With the
-//! console on it has its interrupt and every line is reported. Input does not exist.
-//! The ring holds guest text: it is shown to humans, never parsed for more than the panic mark.
+//! With the console off nothing in the guest drives it unless the user's command line says so.
+//! With the console on it has its interrupt and every line is reported. Input does not exist.
+//! The ring holds guest text: it is shown to humans, and nothing is decided by it but whether
+//! the kernel says that it panicked.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -23,8 +23,6 @@ pub const GSI: u32 = 4;
 pub const RING_BYTES: usize = 64 << 10;
 /// Longest line in the tail of an exit report; the rest of a longer one is cut.
 const TAIL_LINE_MAX_BYTES: usize = 512;
-/// What Linux prints first when it gives up.
-const PANIC_MARK: &str = "Kernel panic - not syncing";
 
 /// The last [`RING_BYTES`] of console output, shared by the port and whoever reports it.
 #[derive(Debug, Default)]
@@ -81,15 +79,6 @@ impl Output {
             .collect();
         lines.reverse();
         lines
-    }
-
-    /// The line with which the guest's kernel gave up, if it did.
-    pub fn panic_line(&self) -> Option<String> {
-        let bytes: Vec<u8> = self.lock().bytes.iter().copied().collect();
-        bytes.split(|&b| b == b'\n').map(text).find_map(|line| {
-            let at = line.find(PANIC_MARK)?;
-            line.get(at..).map(str::to_owned)
-        })
     }
 }
 
@@ -229,15 +218,6 @@ mod tests {
         let lines = output.lines_since(&mut cursor);
         assert!(lines.len() >= RING_BYTES / 3 - 1);
         assert_eq!(cursor, 3 * u64::try_from(RING_BYTES).unwrap());
-    }
-
-    #[test]
-    fn a_panic_is_found_with_its_time_stamp_cut_off() {
-        let (mut port, output) = new(None, None);
-        assert_eq!(output.panic_line(), None);
-        print(&mut port, "[    0.1] Kernel panic - not syncing: No working init found.\r\n[ 0.2] CPU: 0\n");
-        let line = output.panic_line().unwrap();
-        assert_eq!(line, "Kernel panic - not syncing: No working init found.");
     }
 
     #[test]
