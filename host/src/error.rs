@@ -197,13 +197,13 @@ impl Error {
     #[must_use]
     pub fn next_step(&self) -> Option<&'static str> {
         match self {
-            Self::BootTimeout { .. } => Some(
-                "see the guest's console with --console; give a slow machine more time with --boot-timeout",
-            ),
+            Self::BootTimeout { .. } => {
+                Some("see the guest's console with --console; give a slow machine more time with --boot-timeout")
+            }
             Self::VmEnded { end, .. } => match end.cause {
-                Cause::GuestPanic | Cause::TripleFault => {
-                    Some("see the guest's console with --console; more memory (--mem) helps against out-of-memory panics")
-                }
+                Cause::GuestPanic | Cause::TripleFault => Some(
+                    "see the guest's console with --console; more memory (--mem) helps against out-of-memory panics",
+                ),
                 Cause::HostError => Some("run `midge doctor` to see what this host lacks"),
                 Cause::Signal(libc::SIGKILL) => {
                     Some("if nobody killed it, the host ran out of memory: look at the kernel's log, and lower --mem")

@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Entry point.
+//! The `midge` command: a thin layer over the library of the same name.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -67,6 +67,13 @@ impl Exec {
         self
     }
 
+    /// As [`Exec::env`], but only where nothing else sets the variable.
+    #[must_use]
+    pub fn default_env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.message.env.insert(0, EnvVar { name: name.into(), value: value.into() });
+        self
+    }
+
     /// Sets the working directory; without one it is `/workspace` where that exists, else the user's home.
     #[must_use]
     pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -210,13 +217,8 @@ impl Running {
         let (stderr, stderr_sink) = streams::output(offsets[1]);
         let (messages, outbox) = mpsc::unbounded_channel();
         let (report, ended) = oneshot::channel();
-        let pump = Pump {
-            conversation,
-            input,
-            stdin_offset: started.stdin_offset,
-            outbox,
-            sinks: [stdout_sink, stderr_sink],
-        };
+        let pump =
+            Pump { conversation, input, stdin_offset: started.stdin_offset, outbox, sinks: [stdout_sink, stderr_sink] };
         let task = tokio::spawn(async move {
             // Nobody may care about the end.
             let _ = report.send(pump.run().await);

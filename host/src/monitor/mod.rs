@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch as channel};
 
 pub use config::{Disk, DiskMode, VmmConfig, Vsock};
 pub use end::{Cause, End};
+pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};
 pub use stream::Stream;
 
@@ -135,6 +136,14 @@ impl Monitor {
     pub fn kill(&mut self) {
         match &mut self.life {
             Life::Native(process) => process.kill(),
+        }
+    }
+
+    /// Where it runs: `native` or `emulated`.
+    #[must_use]
+    pub fn place_name(&self) -> &'static str {
+        match &self.life {
+            Life::Native(_) => "native",
         }
     }
 

@@ -11,7 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -19,6 +20,23 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::MonitorError;
+
+/// Children that have not been reaped yet.
+static UNREAPED: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Waits until every monitor that this process started, and that has been killed or stopped, is gone; at most
+/// `limit`. For the way out of `main`: where nobody adopts orphans, their zombies would stay.
+pub fn reap_all(limit: Duration) {
+    let (count, changed) = &UNREAPED;
+    let count = count.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(changed.wait_timeout_while(count, limit, |count| *count > 0));
+}
+
+fn count_unreaped(change: impl FnOnce(&mut usize)) {
+    let (count, changed) = &UNREAPED;
+    change(&mut count.lock().unwrap_or_else(PoisonError::into_inner));
+    changed.notify_all();
+}
 
 /// A child process; dropping it kills it.
 pub(crate) struct Process {
@@ -98,9 +116,12 @@ fn reap_later(pid: Pid, child: Arc<Mutex<Option<Child>>>) -> io::Result<oneshot:
             // Nobody may be waiting any more.
             let _ = send.send(status);
         }
+        count_unreaped(|count| *count -= 1);
     };
+    count_unreaped(|count| *count += 1);
     let started = std::thread::Builder::new().name("midge-reaper".into()).stack_size(64 << 10).spawn(reap);
     if let Err(error) = started {
+        count_unreaped(|count| *count -= 1);
         let mut slot = child.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut child) = slot.take() {
             child.kill()?;

@@ -56,8 +56,8 @@ impl Place {
             Self::Native { .. } => {
                 let mut path = socket.as_os_str().to_owned();
                 path.push(format!("_{port}"));
-                let listener = UnixListener::bind(&path)
-                    .map_err(|source| MonitorError::Listen { path: path.into(), source })?;
+                let listener =
+                    UnixListener::bind(&path).map_err(|source| MonitorError::Listen { path: path.into(), source })?;
                 Ok(Listener { inner: Inner::Unix(listener) })
             }
         }
@@ -77,13 +77,8 @@ impl Place {
     ) -> Result<Monitor, MonitorError> {
         let (ended_sender, ended) = channel::channel(None);
         let (reaped_sender, reaped) = channel::channel(false);
-        let outlets = |clock| Outlets {
-            recorder: recorder.clone(),
-            clock,
-            console,
-            ended: ended_sender,
-            reaped: reaped_sender,
-        };
+        let outlets =
+            |clock| Outlets { recorder: recorder.clone(), clock, console, ended: ended_sender, reaped: reaped_sender };
         recorder.note("spawn");
         let life = match self {
             Self::Native { vmm } => {

@@ -2,14 +2,17 @@
 //! How a sandbox is asked for. Every setting has a default; nothing is opened before [`Builder::start`].
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::settings::Settings;
 use crate::monitor::ConsoleSender;
+use crate::progress::{Silent, Watch};
 
 /// A sandbox to be set up and started.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 #[must_use = "nothing starts before `start`"]
 pub struct Builder {
     pub(super) settings: Settings,
@@ -19,11 +22,27 @@ pub struct Builder {
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) user: Option<String>,
     pub(super) console: Option<ConsoleSender>,
+    pub(super) watch: Arc<dyn Watch>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 impl Builder {
     pub(super) fn new() -> Self {
-        Self::default()
+        Self {
+            settings: Settings::default(),
+            image: None,
+            kernel: None,
+            workspace: None,
+            env: Vec::new(),
+            user: None,
+            console: None,
+            watch: Arc::new(Silent),
+        }
     }
 
     /// The root file system: the name of a built image, a directory, or an erofs, ext4 or squashfs file.
@@ -86,6 +105,12 @@ impl Builder {
     /// How long the guest may take to its agent's hello, within [`super::settings::BOOT_TIMEOUT_RANGE_S`].
     pub fn boot_timeout(mut self, limit: Duration) -> Self {
         self.settings.boot_timeout = Some(limit);
+        self
+    }
+
+    /// Who is told of what takes long: a kernel or image that has to be built first.
+    pub fn watch(mut self, watch: Arc<dyn Watch>) -> Self {
+        self.watch = watch;
         self
     }
 }

@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use midge_protocol::READY_PORT;
 
 use super::settings::Settings;
-use super::{Defaults, STOP, Sandbox};
+use super::{Defaults, STOP, Sandbox, WorkspaceOrigin};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
 use crate::monitor::config::Console;
@@ -49,12 +50,13 @@ pub(super) struct Launch {
     pub(super) defaults: Defaults,
     pub(super) recorder: Recorder,
     pub(super) run_dir: RunDir,
+    pub(super) workspace: Option<WorkspaceOrigin>,
 }
 
 impl Launch {
     /// Starts the machine and waits for its agent.
     pub(super) async fn start(self) -> Result<Sandbox, Error> {
-        let Self { place, parts, settings, overlay, limits, console, defaults, recorder, run_dir } = self;
+        let Self { place, parts, settings, overlay, limits, console, defaults, recorder, run_dir, workspace } = self;
         let socket = run_dir.socket();
         let with_console = if console.is_some() { Console::On } else { Console::Off };
         let config = compose(&parts, &settings, overlay, &socket, with_console);
@@ -64,7 +66,10 @@ impl Launch {
         let greeted =
             Link::establish(monitor.dialer(), listener, monitor.watch_end(), identity, limits, recorder.clone()).await;
         match greeted {
-            Ok((link, hello)) => Ok(Sandbox { monitor, link, hello, defaults, recorder, run_dir }),
+            Ok((link, hello)) => {
+                let collections = AtomicU32::new(0);
+                Ok(Sandbox { monitor, link, hello, defaults, recorder, workspace, collections, run_dir })
+            }
             Err(Error::BootTimeout { limit_ms, .. }) => {
                 Err(Error::BootTimeout { limit_ms, console_tail: last_words(monitor).await })
             }

@@ -16,17 +16,23 @@
 
 pub mod binaries;
 mod builder;
+mod kernel_file;
 mod launch;
+mod prepare;
 pub mod settings;
+mod workspace;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use midge_protocol::{Hello, Stats};
 
 pub use builder::Builder;
 pub use settings::Settings;
+pub use workspace::Workspace;
 
 use crate::error::Error;
 use crate::exec::{Exec, ExecId, Running, attach};
@@ -35,6 +41,7 @@ use crate::link::Link;
 use crate::monitor::{End, Monitor};
 use crate::run_dir::RunDir;
 use crate::timeline::{Recorder, Timeline};
+use workspace::WorkspaceOrigin;
 
 /// How long a guest may take to write everything out and reset itself.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -52,6 +59,8 @@ pub struct Sandbox {
     hello: Hello,
     defaults: Defaults,
     recorder: Recorder,
+    workspace: Option<WorkspaceOrigin>,
+    collections: AtomicU32,
     run_dir: RunDir,
 }
 
@@ -100,6 +109,18 @@ impl Sandbox {
         Files::new(&self.link)
     }
 
+    /// The directory of the host that the guest has a copy of, if there is one.
+    #[must_use]
+    pub fn workspace(&self) -> Option<Workspace<'_>> {
+        Workspace::of(self)
+    }
+
+    /// A name in the sandbox's directory for big files that nothing has yet.
+    fn fresh_bulk_path(&self, what: &str) -> Result<PathBuf, Error> {
+        let number = self.collections.fetch_add(1, Ordering::Relaxed);
+        Ok(self.run_dir.bulk()?.join(format!("{what}-{number}")))
+    }
+
     /// How the guest is: memory, CPU time, processes, disk.
     ///
     /// # Errors
@@ -138,6 +159,12 @@ impl Sandbox {
     #[must_use]
     pub fn monitor_pid(&self) -> Option<u32> {
         self.monitor.pid()
+    }
+
+    /// Where it runs: `native` or `emulated`.
+    #[must_use]
+    pub fn place_name(&self) -> &'static str {
+        self.monitor.place_name()
     }
 
     /// Waits until the VM ends by itself, and says why.

@@ -83,7 +83,11 @@ pub fn host_memory_mib() -> u64 {
 pub fn check_env_name(name: &str) -> Result<(), Error> {
     if name.is_empty() || name.contains(['=', '\0']) {
         let accepted = "NAME=VALUE, with a name that is not empty".to_owned();
-        return Err(Error::Setting { what: "the environment variable's name (--env)", value: format!("{name:?}"), accepted });
+        return Err(Error::Setting {
+            what: "the environment variable's name (--env)",
+            value: format!("{name:?}"),
+            accepted,
+        });
     }
     Ok(())
 }

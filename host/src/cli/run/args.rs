@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The flags of `midge run`, and what of them can be checked without looking at the machine.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use midge::sandbox::settings::check_env_name;
+
+/// Longest `--timeout`: a year.
+const TIMEOUT_MAX_S: f64 = 366.0 * 86_400.0;
+
+const NOTES: &str = "Exit code: the command's own; 128 and the signal's number when a signal killed it; 124 when its time was \
+over; 126 or 127 when it could not be started; 125 when Midge itself failed.\n\n\
+Standard input, output and error pass byte for byte. Ctrl-C goes to the command, a second one ends the sandbox.\n\n\
+With --json nothing passes through: standard output gets one line, a JSON object with `exit_code`, `signal`, `timed_out`, \
+`stdout`, `stderr` (each at most 1 MiB, with `stdout_bytes` and `stderr_bytes` for the whole), `usage`, `place`, `timeline`, \
+`workspace` (with `changes` and `diff`) and `error` (null, or `fault`, `message`, `next_step`).\n\n\
+Examples:\n  \
+midge run -- python3 -c 'print(6 * 7)'\n  \
+midge run --workspace . -- make test\n  \
+midge run --workspace .:apply --timeout 600 -- ./format-everything.sh\n  \
+midge run --image ./rootfs --mem 2048 --cpus 2 --tty -- /bin/sh\n  \
+tar c src | midge run -- tar x -C /tmp";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = NOTES)]
+pub(crate) struct RunArgs {
+    /// Root file system: a built image's name, a directory, or an erofs, ext4 or squashfs file [default: base]
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) image: Option<String>,
+
+    /// Kernel: a vmlinux or bzImage for x86-64 [default: built once from the distribution's source]
+    #[arg(long, value_name = "FILE", env = "MIDGE_KERNEL", hide_env_values = true)]
+    pub(super) kernel: Option<PathBuf>,
+
+    /// Memory of the guest, from 32 MiB to this machine's
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub(super) mem: u64,
+
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) cpus: u32,
+
+    /// Size of the disk that takes what the guest writes, 32 to 1048576 MiB
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    pub(super) disk: u64,
+
+    /// A directory to work on: the guest changes a copy at /workspace, and afterwards the changes are
+    /// thrown away (discard), shown and asked about (review, the default) or written back (apply)
+    #[arg(long, value_name = "DIR[:discard|review|apply]")]
+    pub(super) workspace: Option<Workspace>,
+
+    /// A variable for the command; NAME alone takes its value from here. Can be given more than once
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_env)]
+    pub(super) env: Vec<(OsString, OsString)>,
+
+    /// User to run the command as: a name, uid or uid:gid [default: agent where the image has it, else root]
+    #[arg(long, value_name = "USER")]
+    pub(super) user: Option<String>,
+
+    /// Kill the command and all it started after so many seconds, such as 90 or 0.5
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, allow_hyphen_values = true)]
+    pub(super) timeout: Option<Duration>,
+
+    /// Give the command a terminal
+    #[arg(long, short = 't')]
+    pub(super) tty: bool,
+
+    /// Give the guest a serial console and print what the kernel says to standard error (a slower boot)
+    #[arg(long)]
+    pub(super) console: bool,
+
+    /// Print one JSON object about the run instead of passing the streams through
+    #[arg(long, conflicts_with = "tty")]
+    pub(super) json: bool,
+
+    /// Print when each stage of the run was reached, to standard error
+    #[arg(long)]
+    pub(super) timeline: bool,
+
+    /// How long the guest may take to start, 1 to 3600 seconds [default: 30, in the emulated host 120]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) boot_timeout: Option<u64>,
+
+    /// The command and its arguments; never passed through a shell
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+/// What becomes of the changes to a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mode {
+    /// Shown nowhere, kept nowhere.
+    Discard,
+    /// Shown, and asked about on a terminal.
+    Review,
+    /// Shown and written back.
+    Apply,
+}
+
+/// The value of `--workspace`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Workspace {
+    pub(super) dir: PathBuf,
+    pub(super) mode: Mode,
+}
+
+impl FromStr for Workspace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (dir, mode) = match text.rsplit_once(':') {
+            Some((dir, "discard")) => (dir, Mode::Discard),
+            Some((dir, "review")) => (dir, Mode::Review),
+            Some((dir, "apply")) => (dir, Mode::Apply),
+            // A directory may have a colon in its name; a word after a colon is more likely a mistake.
+            Some((_, word)) if !word.contains('/') && !std::path::Path::new(text).is_dir() => {
+                return Err(format!("{word:?} is no mode; accepted: discard, review, apply"));
+            }
+            _ => (text, Mode::Review),
+        };
+        if dir.is_empty() {
+            return Err("no directory is named; accepted: DIR or DIR:discard, DIR:review, DIR:apply".to_owned());
+        }
+        Ok(Self { dir: dir.into(), mode })
+    }
+}
+
+fn parse_env(text: &str) -> Result<(OsString, OsString), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, OsString::from(value)),
+        None => {
+            let value = std::env::var_os(text);
+            (text, value.ok_or_else(|| format!("{text} is not set here; accepted: NAME=VALUE, or a NAME that is set"))?)
+        }
+    };
+    check_env_name(name).map_err(|error| error.to_string())?;
+    Ok((name.into(), value))
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let refused = || format!("accepted: seconds, from 0.001 to {TIMEOUT_MAX_S}");
+    let seconds: f64 = text.parse().map_err(|_| refused())?;
+    if !(0.001..=TIMEOUT_MAX_S).contains(&seconds) {
+        return Err(refused());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(line: &[&str]) -> Result<RunArgs, clap::Error> {
+        Line::try_parse_from(["midge"].iter().chain(line)).map(|line| line.run)
+    }
+
+    #[test]
+    fn command_may_look_like_flags() {
+        for line in [&["--mem", "64", "--", "ls", "--mem", "-l"][..], &["--mem", "64", "ls", "--mem", "-l"]] {
+            let args = parse(line).unwrap();
+            assert_eq!((args.mem, args.command), (64, vec!["ls".into(), "--mem".into(), "-l".into()]));
+        }
+        assert_eq!(parse(&["--", "--odd"]).unwrap().command, ["--odd"]);
+        assert!(parse(&[]).is_err() && parse(&["--"]).is_err() && parse(&["--no-such-flag", "--", "x"]).is_err());
+    }
+
+    #[test]
+    fn workspace_mode_is_the_last_word() {
+        let parsed = |text: &str| Workspace::from_str(text).map(|w| (w.dir.display().to_string(), w.mode));
+        assert_eq!(parsed("/a"), Ok(("/a".into(), Mode::Review)));
+        assert_eq!(parsed("/a:apply"), Ok(("/a".into(), Mode::Apply)));
+        assert_eq!(parsed("/a:b:discard"), Ok(("/a:b".into(), Mode::Discard)));
+        assert_eq!(parsed("/a:b/c"), Ok(("/a:b/c".into(), Mode::Review)));
+        assert!(parsed("/a:destroy").unwrap_err().contains("discard, review, apply"));
+        assert!(parsed(":apply").is_err() && parsed("").is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("x:y");
+        std::fs::create_dir(&odd).unwrap();
+        assert_eq!(parsed(odd.to_str().unwrap()), Ok((odd.display().to_string(), Mode::Review)));
+    }
+
+    #[test]
+    fn variables_keep_every_byte_of_their_value() {
+        assert_eq!(parse_env("A=b=c\n"), Ok(("A".into(), "b=c\n".into())));
+        assert_eq!(parse_env("A="), Ok(("A".into(), "".into())));
+        assert!(parse_env("=x").is_err());
+        assert!(parse_env("MIDGE_NO_SUCH_VARIABLE").unwrap_err().contains("not set"));
+        assert_eq!(parse_env("PATH").unwrap().1, std::env::var_os("PATH").unwrap());
+    }
+
+    #[test]
+    fn timeouts_have_a_range() {
+        assert_eq!(parse_timeout("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_timeout("0.001"), Ok(Duration::from_millis(1)));
+        for text in ["0", "0.0009", "-3", "NaN", "inf", "1e99", "ten", ""] {
+            assert!(parse_timeout(text).unwrap_err().contains("accepted"), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_and_a_terminal_exclude_each_other() {
+        assert!(parse(&["--json", "--tty", "x"]).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `midge run`: one command in a fresh sandbox, from flags to exit code.
+//!
+//! [`attended`] races the run (`session`) against signals (`signals`); the other files are the parts of a run.
+
+mod args;
+mod input;
+mod output;
+mod report;
+mod review;
+mod session;
+mod signals;
+mod terminal;
+
+use std::time::Duration;
+
+pub(crate) use args::RunArgs;
+use midge::monitor::reap_all;
+use report::Report;
+use session::Session;
+use signals::{Asked, Signals, Target};
+
+use super::MIDGE_FAILED;
+use super::fail::{exit_code, say, tell};
+
+/// How long monitors that were killed on the way out may take to go.
+const REAP: Duration = Duration::from_secs(2);
+
+/// Runs the command and gives the exit code.
+pub(crate) fn main(args: RunArgs) -> u8 {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("starting threads: {error}; see `ulimit -u`"));
+            return MIDGE_FAILED;
+        }
+    };
+    let code = runtime.block_on(attended(args));
+    // A thread may still be waiting for a terminal that nobody reads or types at.
+    runtime.shutdown_background();
+    reap_all(REAP);
+    code
+}
+
+/// The run, with somebody who listens for signals.
+async fn attended(args: RunArgs) -> u8 {
+    let mut signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("listening for signals: {error}"));
+            return MIDGE_FAILED;
+        }
+    };
+    let target = Target::default();
+    let json = args.json;
+    let mut report = Report::default();
+    let result = {
+        let work = Session { args, target: &target }.run(&mut report);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => break result,
+                asked = signals.next(&target) => match asked {
+                    Asked::PassOn(number) => {
+                        if let Some(controls) = target.get() {
+                            controls.signal(number);
+                        }
+                    }
+                    // Dropping the work ends the machine, removes its directory and restores the terminal.
+                    Asked::End(number) => return 128 + number,
+                },
+            }
+        }
+    };
+    let code = match &result {
+        Ok(code) => *code,
+        Err(error) => {
+            tell(error);
+            exit_code(error)
+        }
+    };
+    if json {
+        report.print(code, result.err().as_ref());
+    }
+    code
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a run changed in the workspace: shown, asked about on a terminal, applied.
+//!
+//! Prints to standard error only. The words and the rules are the library's; here is who is asked and when.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
+
+use midge::error::{Error, Fault};
+use midge::workspace::review::{Choice, EachFile, FILE_PROMPT, FileChoice, HELP, PROMPT, line, list, report};
+use midge::workspace::{ApplyOptions, ApplyReport, ChangeSet, DiffOptions};
+use serde_json::Value;
+
+use super::args::Mode;
+use super::terminal;
+
+/// Most of a diff that goes into a JSON report.
+const JSON_DIFF_MAX_BYTES: usize = 4 << 20;
+
+/// What became of the changes.
+#[derive(Debug)]
+pub(super) struct Reviewed {
+    pub(super) changes: Value,
+    pub(super) diff: Option<String>,
+    pub(super) diff_truncated: bool,
+    pub(super) applied: Option<ApplyReport>,
+}
+
+/// Shows `changes` and applies what `mode` or the user wants; `quiet` shows nothing, for a report in JSON.
+pub(super) fn review(changes: &ChangeSet, dir: &Path, mode: Mode, quiet: bool) -> Result<Reviewed, Error> {
+    let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
+    let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };
+    if quiet {
+        let mut diff = Bounded::default();
+        let options = DiffOptions { for_terminal: false, ..DiffOptions::default() };
+        changes.write_diff(&mut diff, &options).map_err(failed)?;
+        reviewed.diff_truncated = diff.truncated;
+        reviewed.diff = Some(String::from_utf8_lossy(&diff.bytes).into_owned());
+    }
+    if changes.is_empty() {
+        if !quiet {
+            show("midge: nothing changed in the workspace\n").map_err(failed)?;
+        }
+        return Ok(reviewed);
+    }
+    let only = match mode {
+        Mode::Discard => return Ok(reviewed),
+        Mode::Apply => {
+            if !quiet {
+                show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes))).map_err(failed)?;
+            }
+            Some(ApplyOptions::default())
+        }
+        Mode::Review if quiet => None,
+        Mode::Review if terminal::can_ask() => ask(changes, dir).map_err(failed)?,
+        Mode::Review => {
+            tell(changes, dir).map_err(failed)?;
+            None
+        }
+    };
+    if let Some(options) = only {
+        let applied = changes.apply(dir, &options).map_err(|e| Error::prepare("changes to apply", Fault::Host, e))?;
+        if !quiet {
+            show(&format!("midge: {}", report(&applied))).map_err(failed)?;
+        }
+        keep(changes, &applied);
+        reviewed.applied = Some(applied);
+    }
+    Ok(reviewed)
+}
+
+fn show(text: &str) -> io::Result<()> {
+    io::stderr().lock().write_all(text.as_bytes())
+}
+
+/// What could not be applied stays readable after the sandbox is gone.
+fn keep(changes: &ChangeSet, applied: &ApplyReport) {
+    if applied.kept_in.is_some() {
+        changes.keep_spool();
+    }
+}
+
+fn diff(changes: &ChangeSet) -> io::Result<()> {
+    let is_terminal = io::stderr().is_terminal();
+    let color = is_terminal && std::env::var_os("NO_COLOR").is_none();
+    let options = DiffOptions { color, for_terminal: is_terminal, ..DiffOptions::default() };
+    changes.write_diff(&mut io::stderr().lock(), &options)
+}
+
+/// Nobody can be asked: everything is shown, nothing is applied.
+fn tell(changes: &ChangeSet, dir: &Path) -> io::Result<()> {
+    show(&format!("midge: changes to {}:\n{}\n", dir.display(), list(changes)))?;
+    diff(changes)?;
+    show(&format!(
+        "\nmidge: nothing was applied; run it again with --workspace {}:apply, or on a terminal to be asked\n",
+        dir.display()
+    ))
+}
+
+/// Asks until there is an answer; `None` applies nothing.
+fn ask(changes: &ChangeSet, dir: &Path) -> io::Result<Option<ApplyOptions>> {
+    show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes)))?;
+    loop {
+        let Some(answer) = question(PROMPT)? else { break };
+        match Choice::parse(&answer) {
+            Choice::All => return Ok(Some(ApplyOptions::default())),
+            Choice::Nothing => break,
+            Choice::EachFile => return ask_each(changes),
+            Choice::Diff => diff(changes)?,
+            Choice::List => show(&list(changes))?,
+            Choice::Help => show(HELP)?,
+        }
+    }
+    show("midge: nothing was applied\n")?;
+    Ok(None)
+}
+
+fn ask_each(changes: &ChangeSet) -> io::Result<Option<ApplyOptions>> {
+    let mut each = EachFile::new(changes);
+    let options = DiffOptions { color: std::env::var_os("NO_COLOR").is_none(), ..DiffOptions::default() };
+    while let Some(change) = each.current() {
+        show(&format!("{}\n", line(changes, change)))?;
+        let Some(answer) = question(FILE_PROMPT)? else {
+            each.answer(FileChoice::NoneOfTheRest);
+            break;
+        };
+        let choice = FileChoice::parse(&answer);
+        if choice == FileChoice::Diff {
+            changes.write_change_diff(change, &mut io::stderr().lock(), &options)?;
+        }
+        each.answer(choice);
+    }
+    let chosen = each.chosen();
+    if chosen.is_empty() {
+        show("midge: nothing was applied\n")?;
+        return Ok(None);
+    }
+    Ok(Some(ApplyOptions { only: Some(chosen), ..ApplyOptions::default() }))
+}
+
+/// One line from the terminal; `None` at its end.
+fn question(prompt: &str) -> io::Result<Option<String>> {
+    show(prompt)?;
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    let got = io::stdin().lock().read_line(&mut answer)?;
+    Ok((got > 0).then_some(answer))
+}
+
+/// Keeps the first [`JSON_DIFF_MAX_BYTES`].
+#[derive(Debug, Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    truncated: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let room = JSON_DIFF_MAX_BYTES - self.bytes.len();
+        self.truncated |= buf.len() > room;
+        self.bytes.extend_from_slice(&buf[..buf.len().min(room)]);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn diffs_in_reports_are_bounded() {
+        let mut bounded = Bounded::default();
+        bounded.write_all(&vec![b'x'; JSON_DIFF_MAX_BYTES]).unwrap();
+        assert!(!bounded.truncated);
+        bounded.write_all(b"y").unwrap();
+        assert!(bounded.truncated && bounded.bytes.len() == JSON_DIFF_MAX_BYTES);
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One run from the first check to the last word, without regard to signals: whoever drops it ends it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use midge::error::Error;
+use midge::exec::{Exec, ExitStatus, Running};
+use midge::monitor::events::printable;
+use midge::progress::{Bar, Silent, Watch};
+use midge::sandbox::Sandbox;
+use tokio::sync::mpsc;
+
+use super::args::{Mode, RunArgs};
+use super::input::Input;
+use super::output::{Captured, Copied, capture, copy};
+use super::report::Report;
+use super::review::{self, Reviewed};
+use super::signals::Target;
+use super::terminal::{self, Raw};
+use crate::cli::fail::say;
+
+/// Console lines that may wait for a slow terminal; more are dropped.
+const CONSOLE_LINES: usize = 4096;
+/// What a shell reports for a command that wrote into a closed pipe.
+const PIPE_CLOSED: u8 = 128 + 13;
+/// How long a command may go on after its output's reader left.
+const AFTER_READER_LEFT: Duration = Duration::from_secs(2);
+
+pub(super) struct Session<'a> {
+    pub(super) args: RunArgs,
+    pub(super) target: &'a Target,
+}
+
+impl Session<'_> {
+    /// Does it all and gives the exit code.
+    pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
+        let (console, printer) = self.args.console.then(print_console).unzip();
+        let sandbox = self.builder(console).start().await?;
+        report.started(&sandbox);
+        let timed = sandbox.recorder();
+        let finished = self.command(&sandbox, report).await;
+        self.target.set(None);
+        timed.note("exit");
+        let after = match &finished {
+            Ok(_) => self.bring_back(&sandbox, report).await,
+            Err(_) => Ok(()),
+        };
+        sandbox.kill().await;
+        if let Some(printer) = printer {
+            // It ends with the monitor, whose lines it prints.
+            let _ = printer.await;
+        }
+        let timeline = timed.timeline();
+        if self.args.timeline {
+            eprint!("{timeline}");
+        }
+        report.timeline(timeline);
+        let code = finished?;
+        after.map(|()| code)
+    }
+
+    fn builder(&self, console: Option<mpsc::Sender<String>>) -> midge::sandbox::Builder {
+        let args = &self.args;
+        let watch: Arc<dyn Watch> = if args.json { Arc::new(Silent) } else { Arc::new(Bar::new()) };
+        let mut builder = Sandbox::builder().mem_mib(args.mem).cpus(args.cpus).disk_mib(args.disk).watch(watch);
+        if let Some(image) = &args.image {
+            builder = builder.image(image);
+        }
+        if let Some(kernel) = &args.kernel {
+            builder = builder.kernel(kernel);
+        }
+        if let Some(workspace) = &args.workspace {
+            builder = builder.workspace(&workspace.dir);
+        }
+        if let Some(seconds) = args.boot_timeout {
+            builder = builder.boot_timeout(Duration::from_secs(seconds));
+        }
+        if let Some(console) = console {
+            builder = builder.console(console);
+        }
+        builder
+    }
+
+    /// Runs the command with its streams, and gives the exit code.
+    async fn command(&self, sandbox: &Sandbox, report: &mut Report) -> Result<u8, Error> {
+        let running = sandbox.exec(self.exec()).await?;
+        self.target.set(Some(running.controls()));
+        let raw = self.args.tty.then(Raw::enter).flatten();
+        let resizes = self.args.tty.then(|| tokio::spawn(follow_size(running.controls())));
+        let status = if self.args.json {
+            let (status, stdout, stderr) = captured(running).await;
+            report.output(stdout, stderr);
+            status.map(|status| (status, false))
+        } else {
+            passed_through(running).await
+        };
+        drop(raw);
+        if let Some(resizes) = resizes {
+            resizes.abort();
+        }
+        let (status, reader_left) = status?;
+        if status.timed_out
+            && let Some(limit) = self.args.timeout
+        {
+            say(&format!("timed out after {} s: the command and all it had started were killed", limit.as_secs_f64()));
+        }
+        let code = if reader_left { PIPE_CLOSED } else { status.shell_code() };
+        report.status(&status);
+        Ok(code)
+    }
+
+    fn exec(&self) -> Exec {
+        let args = &self.args;
+        let mut exec = Exec::new(&args.command).stdin(true);
+        for (name, value) in &args.env {
+            exec = exec.env(name, value);
+        }
+        if let Some(user) = &args.user {
+            exec = exec.user(user);
+        }
+        if let Some(limit) = args.timeout {
+            exec = exec.timeout(limit);
+        }
+        if args.tty {
+            let (rows, columns) = terminal::size();
+            exec = exec.tty(rows, columns);
+            if let Some(term) = std::env::var_os("TERM") {
+                exec = exec.default_env("TERM", term);
+            }
+        }
+        exec
+    }
+
+    /// Shows what changed in the workspace, and applies what is to be applied.
+    async fn bring_back(&self, sandbox: &Sandbox, report: &mut Report) -> Result<(), Error> {
+        let Some(asked) = &self.args.workspace else { return Ok(()) };
+        if asked.mode == Mode::Discard {
+            report.workspace(asked.mode, None);
+            return Ok(());
+        }
+        let Some(workspace) = sandbox.workspace() else { return Ok(()) };
+        let changes = workspace.collect().await?;
+        sandbox.recorder().note("changes_collected");
+        let (dir, mode, quiet) = (workspace.dir().to_owned(), asked.mode, self.args.json);
+        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, mode, quiet)).await;
+        let reviewed: Reviewed = match reviewed {
+            Ok(reviewed) => reviewed?,
+            Err(error) => return Err(Error::prepare("review", midge::error::Fault::Midge, error)),
+        };
+        report.workspace(mode, Some(reviewed));
+        Ok(())
+    }
+}
+
+/// Prints console lines to standard error until the monitor is gone.
+fn print_console() -> (mpsc::Sender<String>, tokio::task::JoinHandle<()>) {
+    let (sender, mut lines) = mpsc::channel::<String>(CONSOLE_LINES);
+    let printer = tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            eprintln!("{}", printable(&line));
+        }
+    });
+    (sender, printer)
+}
+
+/// Tells the command's terminal whenever ours changes its size.
+async fn follow_size(controls: midge::exec::Controls) {
+    let Ok(mut changes) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change()) else {
+        return;
+    };
+    while changes.recv().await.is_some() {
+        let (rows, columns) = terminal::size();
+        controls.resize(rows, columns);
+    }
+}
+
+/// Connects the command's streams with ours; also tells whether the reader of our output left.
+async fn passed_through(mut running: Running) -> Result<(ExitStatus, bool), Error> {
+    let (stdin, stdout, stderr) = (running.stdin.take(), running.stdout.take(), running.stderr.take());
+    let controls = running.controls();
+    let feeding = async {
+        let Some(stdin) = stdin else { return };
+        match Input::start() {
+            Ok(mut input) => input.copy_to(stdin).await,
+            Err(error) => say(&format!("reading standard input: {error}; the command gets none")),
+        }
+    };
+    let printing = async {
+        let Some(stdout) = stdout else { return false };
+        let copied = copy(stdout, io::stdout()).await;
+        match copied {
+            Copied::All => return false,
+            Copied::ReaderLeft => {}
+            Copied::Failed(kind) => say(&format!("writing standard output: {kind}; the command is ended")),
+        }
+        controls.signal(libc::SIGPIPE as u8);
+        true
+    };
+    let complaining = async {
+        if let Some(stderr) = stderr {
+            copy(stderr, io::stderr()).await;
+        }
+    };
+    let ending = async {
+        let (reader_left, ()) = tokio::join!(printing, complaining);
+        reader_left
+    };
+    finish(running, feeding, ending).await
+}
+
+/// Waits for the command and its output. Input ends with the command; a command whose reader left gets little time.
+async fn finish(
+    running: Running,
+    feeding: impl Future<Output = ()>,
+    ending: impl Future<Output = bool>,
+) -> Result<(ExitStatus, bool), Error> {
+    let controls = running.controls();
+    let waiting = running.wait();
+    tokio::pin!(waiting, feeding, ending);
+    let mut fed = false;
+    let reader_left = loop {
+        tokio::select! {
+            reader_left = &mut ending => break reader_left,
+            () = &mut feeding, if !fed => fed = true,
+        }
+    };
+    if reader_left && tokio::time::timeout(AFTER_READER_LEFT, &mut waiting).await.is_err() {
+        controls.signal(libc::SIGKILL as u8);
+    }
+    let status = loop {
+        tokio::select! {
+            status = &mut waiting => break status,
+            () = &mut feeding, if !fed => fed = true,
+        }
+    };
+    Ok((status?, reader_left))
+}
+
+/// For `--json`: our standard input goes in, the output is kept.
+async fn captured(mut running: Running) -> (Result<ExitStatus, Error>, Captured, Captured) {
+    let (stdin, stdout, stderr) = (running.stdin.take(), running.stdout.take(), running.stderr.take());
+    let feeding = async {
+        if let (Some(stdin), Ok(mut input)) = (stdin, Input::start()) {
+            input.copy_to(stdin).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let keep = async |stream| match stream {
+        Some(stream) => capture(stream).await,
+        None => Captured::default(),
+    };
+    let all = async { tokio::join!(running.wait(), keep(stdout), keep(stderr)) };
+    tokio::select! {
+        all = all => all,
+        () = feeding => (Err(Error::Local { during: "reading standard input", source: io::ErrorKind::Other.into() }), Captured::default(), Captured::default()),
+    }
+}

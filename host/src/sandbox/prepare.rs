@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Everything a machine needs, made ready: place, kernel, image, scratch disk, initramfs, packed workspace.
+//!
+//! Nothing is started before all settings were checked; what takes long is found in the cache the next time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::launch::{Image, Launch, Parts, limits, overlay};
+use super::{Builder, Defaults, Sandbox, WorkspaceOrigin, binaries, kernel_file, settings};
+use crate::cache::Cache;
+use crate::error::{Error, Fault};
+use crate::kernel::Flavour;
+use crate::monitor::Place;
+use crate::progress::Watch;
+use crate::run_dir::{self, RunDir};
+use crate::timeline::Recorder;
+use crate::workspace::{Manifest, PackLimits, pack};
+use crate::{image, initramfs, kernel, scratch};
+
+impl Builder {
+    /// Prepares what is missing, starts the machine and waits until its agent answers.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] before anything is opened; [`Error::Prepare`], [`Error::RunDir`] and [`Error::Monitor`]
+    /// for what this machine refuses; [`Error::VmEnded`], [`Error::BootTimeout`] and [`Error::GuestSetup`] when the
+    /// guest does not come up.
+    pub async fn start(self) -> Result<Sandbox, Error> {
+        let recorder = Recorder::new();
+        recorder.note("start");
+        let host_mib = settings::host_memory_mib();
+        self.check(host_mib)?;
+        let place = Place::Native { vmm: binaries::vmm()? };
+        let Self { settings, image, kernel, workspace, env, user, console, watch } = self;
+        let request = Request { cpus: settings.cpus, disk_mib: settings.disk_mib, image, kernel, workspace, watch };
+        let ready = blocking(move || request.prepare()).await?;
+        recorder.note("prepared");
+        let launch = Launch {
+            place,
+            overlay: overlay(&settings, host_mib, &ready.run_dir)?,
+            limits: limits(&settings, false),
+            parts: ready.parts,
+            settings,
+            console,
+            defaults: Defaults { env, user },
+            recorder,
+            run_dir: ready.run_dir,
+            workspace: ready.workspace,
+        };
+        launch.start().await
+    }
+
+    fn check(&self, host_mib: u64) -> Result<(), Error> {
+        self.settings.check(host_mib)?;
+        for (name, _) in &self.env {
+            settings::check_env_name(&name.to_string_lossy())?;
+        }
+        if let Some(dir) = &self.workspace {
+            settings::check_workspace(dir)?;
+        }
+        if let Some(kernel) = &self.kernel {
+            kernel_file::check(kernel, self.settings.mem_mib)?;
+        }
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::prepare("sandbox", Fault::Midge, error)),
+    }
+}
+
+/// What is to be made ready.
+struct Request {
+    cpus: u32,
+    disk_mib: u64,
+    image: Option<String>,
+    kernel: Option<PathBuf>,
+    workspace: Option<PathBuf>,
+    watch: Arc<dyn Watch>,
+}
+
+struct Ready {
+    parts: Parts,
+    run_dir: RunDir,
+    workspace: Option<WorkspaceOrigin>,
+}
+
+impl Request {
+    fn prepare(self) -> Result<Ready, Error> {
+        let host =
+            |what| move |error: Box<dyn std::error::Error + Send + Sync>| Error::prepare(what, Fault::Host, error);
+        let cache = Cache::open().map_err(|error| host("cache")(error.into()))?;
+        let watch = &*self.watch;
+        let kernel = match &self.kernel {
+            Some(path) => absolute(path)?,
+            None => kernel::ensure(&cache, Flavour::for_cpus(self.cpus), watch)
+                .map_err(|error| host("guest kernel")(error.into()))?,
+        };
+        let image = image::resolve(&cache, self.image.as_deref(), watch)
+            .map_err(|error| Error::prepare("image", fault_of_image(&error), error))?;
+        let scratch = scratch::ensure(&cache, self.disk_mib).map_err(|error| host("scratch disk")(error.into()))?;
+        let initramfs =
+            initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
+        let base = run_dir::default_base();
+        if let Err(error) = run_dir::sweep(&base) {
+            tracing::warn!(%error, "looking for what killed runs left behind");
+        }
+        let run_dir = RunDir::create(&base, cache.root())?;
+        let workspace = self.workspace.as_deref().map(|dir| pack_workspace(dir, &run_dir, watch)).transpose()?;
+        let parts = Parts {
+            kernel,
+            initramfs,
+            root: Image { path: image.path, fs: image.file_system.name() },
+            scratch,
+            workspace: workspace.as_ref().map(|(image, _)| image.clone()),
+        };
+        Ok(Ready { parts, run_dir, workspace: workspace.map(|(_, origin)| origin) })
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    path.canonicalize().map_err(|error| Error::prepare("guest kernel", Fault::User, error))
+}
+
+fn fault_of_image(error: &image::ImageError) -> Fault {
+    use image::ImageError::{NoRecipe, NotAnImage, NotFound};
+    match error {
+        NotFound { .. } | NoRecipe { .. } | NotAnImage { .. } => Fault::User,
+        _ => Fault::Host,
+    }
+}
+
+/// Files after which packing is worth telling about.
+const WORTH_TELLING_FILES: u64 = 5_000;
+
+fn pack_workspace(dir: &Path, run_dir: &RunDir, watch: &dyn Watch) -> Result<(PathBuf, WorkspaceOrigin), Error> {
+    let into = run_dir.bulk()?.join("workspace.erofs");
+    let mut told = false;
+    let mut progress = |files: u64, _bytes: u64| {
+        if files > WORTH_TELLING_FILES && !told {
+            told = true;
+            watch.begin("reading the workspace", 0);
+        }
+    };
+    let packed = pack(dir, &into, &PackLimits::default(), &mut progress);
+    if told {
+        watch.end("");
+    }
+    let manifest: Manifest = packed.map_err(|error| Error::prepare("workspace", Fault::User, error))?;
+    let dir = dir.canonicalize().map_err(|error| Error::prepare("workspace", Fault::User, error))?;
+    Ok((into, WorkspaceOrigin { dir, manifest }))
+}
