@@ -1,4 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Entry point.
+//! The agent of a Midge guest: PID 1, and the host's hands in it.
+//!
+//! As PID 1 it mounts what commands need, tells the host that it is ready, and serves conversations until the machine
+//! stops. It knows nothing of the monitor, holds no credential, and never starts anything the host has not asked for.
+//!
+//! `midge-agent --serve-unix DIR` serves the same conversations to processes of one machine, for tests: it takes them
+//! at `DIR/agent.sock` and calls `DIR/ready.sock`; nothing is mounted. `--overlay UPPER MERGED` names a workspace.
 
-fn main() {}
+mod cgroup;
+mod cmdline;
+mod control;
+mod exec;
+mod files;
+mod init;
+mod link;
+mod serve;
+mod stats;
+mod sys;
+#[cfg(test)]
+mod testing;
+mod users;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+
+use crate::control::{Power, Report};
+use crate::files::changes::{Overlay, Overlays, set_overlays};
+use crate::init::Stages;
+use crate::link::{Host, Listener};
+use crate::serve::{Gate, serve};
+use crate::sys::process::{ignore_broken_pipes, set_umask, share_one_heap};
+
+/// Stack of the thread that takes conversations, in bytes.
+const STACK_BYTES: usize = 128 * 1024;
+
+static GATE: Gate = Gate::new();
+
+const USAGE: &str = "midge-agent is PID 1 of a Midge guest and is not started by hand.\n\
+    For tests: midge-agent --serve-unix DIR [--overlay UPPER MERGED]";
+
+fn main() -> ExitCode {
+    ignore_broken_pipes();
+    share_one_heap();
+    set_umask(0o022);
+    if std::process::id() == 1 {
+        run_guest();
+    }
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.iter().map(|arg| arg.to_str().unwrap_or("")).collect::<Vec<_>>()[..] {
+        ["--serve-unix", dir] => serve_unix(dir.into(), Overlays::default()),
+        ["--serve-unix", dir, "--overlay", upper, merged] => {
+            let workspace = Some(Overlay { upper: upper.into(), merged: merged.into() });
+            serve_unix(dir.into(), Overlays { workspace, root: None })
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A machine of our own.
+fn run_guest() -> ! {
+    let mut stages = Stages::default();
+    stages.mark("agent");
+    let host = Host::Vsock;
+    let listener = init::before_hello(&mut stages).and_then(|()| {
+        host.listen().map_err(|source| init::InitError::System { step: "listening on vsock".into(), source })
+    });
+    match listener {
+        Ok(listener) => {
+            stages.mark("ready");
+            take_conversations(listener);
+            converse(&host, Power::Machine, stages.report(), Some(init::after_hello))
+        }
+        Err(error) => init::give_up(&host, &error),
+    }
+}
+
+/// A process among others.
+fn serve_unix(dir: PathBuf, overlays: Overlays) -> ExitCode {
+    set_overlays(overlays);
+    let host = Host::Unix(dir);
+    match host.listen() {
+        Ok(listener) => {
+            take_conversations(listener);
+            converse(&host, Power::Process, Report::default(), None::<fn() -> Vec<String>>)
+        }
+        Err(error) => {
+            eprintln!("midge-agent: listening for conversations: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn take_conversations(listener: Listener) {
+    let builder = thread::Builder::new().name("accept".into()).stack_size(STACK_BYTES);
+    if let Err(error) = builder.spawn(move || serve(&listener, &GATE)) {
+        // Without this thread no command can be run; the host sees a guest that never answers one.
+        init::log(&format!("starting the thread that takes conversations: {error}"));
+    }
+}
+
+fn converse(host: &Host, power: Power, report: Report, after_hello: Option<impl FnOnce() -> Vec<String>>) -> ! {
+    control::converse(host, power, &GATE, report, after_hello)
+}

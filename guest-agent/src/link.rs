@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Conversations: streams with the host, and messages on them. Over vsock in a guest, over Unix sockets in tests.
+//! Knows nothing of what the messages mean.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use midge_protocol::{
+    AGENT_PORT, DecodeError, Decoder, EncodeError, ErrorCode, Failure, READY_PORT, ToAgent, ToHost, encode,
+};
+
+use crate::sys::vsock;
+
+/// Bytes taken from a stream at once.
+pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// Where the host is.
+#[derive(Debug, Clone)]
+pub(crate) enum Host {
+    /// On the other side of the machine's vsock device.
+    Vsock,
+    /// In this directory: `agent.sock` takes conversations, `ready.sock` is the host's.
+    Unix(PathBuf),
+}
+
+/// Takes conversations.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// In a guest.
+    Vsock(vsock::Listener),
+    /// In tests.
+    Unix(UnixListener),
+}
+
+impl Host {
+    /// Where the host's conversations arrive.
+    pub(crate) fn listen(&self) -> io::Result<Listener> {
+        match self {
+            Self::Vsock => vsock::listen(AGENT_PORT).map(Listener::Vsock),
+            Self::Unix(dir) => {
+                let path = dir.join("agent.sock");
+                remove_stale(&path)?;
+                UnixListener::bind(path).map(Listener::Unix)
+            }
+        }
+    }
+
+    /// A stream for the control conversation.
+    pub(crate) fn connect(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Vsock => vsock::connect(READY_PORT),
+            Self::Unix(dir) => UnixStream::connect(dir.join("ready.sock")),
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+impl Listener {
+    /// The next conversation's stream.
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Vsock(listener) => listener.accept(),
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| stream),
+        }
+    }
+}
+
+/// Why a conversation ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("talking to the host")]
+    Stream(#[from] io::Error),
+    #[error("understanding the host")]
+    Decode(#[from] DecodeError),
+    #[error("answering the host")]
+    Encode(#[from] EncodeError),
+    #[error("the host left in the middle of a request")]
+    Unfinished,
+    #[error("received `{name}` where only content or its end may come")]
+    Misplaced { name: &'static str },
+}
+
+/// A stream on which whole messages go and come, one after another.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    stream: UnixStream,
+    decoder: Decoder<ToAgent>,
+    /// What a read brought; `taken..filled` is not decoded yet.
+    buffer: Vec<u8>,
+    taken: usize,
+    filled: usize,
+    out: Vec<u8>,
+    /// The request that was received last goes on until `End`.
+    pub(crate) awaits_content: bool,
+}
+
+impl Conversation {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        let (decoder, buffer, out) = (Decoder::new(), Vec::new(), Vec::new());
+        Self { stream, decoder, buffer, taken: 0, filled: 0, out, awaits_content: false }
+    }
+
+    /// The next message; `None` when the host has closed its half between two messages.
+    pub(crate) fn receive(&mut self) -> Result<Option<ToAgent>, LinkError> {
+        loop {
+            let mut rest = &self.buffer[self.taken..self.filled];
+            let message = self.decoder.decode(&mut rest)?;
+            self.taken = self.filled - rest.len();
+            if message.is_some() {
+                return Ok(message);
+            }
+            self.buffer.resize(READ_BYTES, 0);
+            self.taken = 0;
+            self.filled = match self.stream.read(&mut self.buffer) {
+                Ok(0) if self.decoder.is_at_boundary() => return Ok(None),
+                Ok(0) => return Err(LinkError::Unfinished),
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error.into()),
+            };
+        }
+    }
+
+    /// Sends one message whole, and all that were queued before it.
+    pub(crate) fn send(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        encode(message, &mut self.out)?;
+        self.flush()
+    }
+
+    /// Sends one message, perhaps only with the next ones.
+    pub(crate) fn queue(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        encode(message, &mut self.out)?;
+        if self.out.len() >= READ_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        self.stream.write_all(&self.out)?;
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Lets reads and writes that take longer fail; `None` waits for ever.
+    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(timeout)?;
+        self.stream.set_write_timeout(timeout)
+    }
+
+    /// The stream with everything that was received on it and not taken.
+    pub(crate) fn into_parts(self) -> (UnixStream, Decoder<ToAgent>, Vec<u8>) {
+        let mut received = self.buffer;
+        received.truncate(self.filled);
+        received.drain(..self.taken);
+        (self.stream, self.decoder, received)
+    }
+}
+
+/// A failure as the host gets it: the whole chain of causes in one line.
+pub(crate) fn failure(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut text = error.to_string();
+    let mut errno = 0;
+    let mut code = ErrorCode::Other;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            errno = error.raw_os_error().unwrap_or(errno);
+            code = code_of(error);
+        } else if error.downcast_ref::<DecodeError>().is_some() {
+            code = ErrorCode::Protocol;
+        }
+        cause = error.source();
+        if let Some(cause) = cause {
+            text = format!("{text}: {cause}");
+        }
+    }
+    Failure { code, errno, text }
+}
+
+fn code_of(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::NotFound,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorCode::PermissionDenied,
+        io::ErrorKind::AlreadyExists => ErrorCode::AlreadyExists,
+        io::ErrorKind::NotADirectory => ErrorCode::NotADirectory,
+        io::ErrorKind::IsADirectory => ErrorCode::IsADirectory,
+        io::ErrorKind::DirectoryNotEmpty => ErrorCode::NotEmpty,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+        io::ErrorKind::InvalidInput => ErrorCode::InvalidInput,
+        io::ErrorKind::Unsupported => ErrorCode::Unsupported,
+        _ => ErrorCode::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (UnixStream, Conversation) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours, Conversation::new(theirs))
+    }
+
+    #[test]
+    fn messages_arrive_in_order_however_they_are_cut() {
+        let (mut host, mut conversation) = pair();
+        let mut bytes = Vec::new();
+        for number in 0..3 {
+            encode(&ToAgent::Ping(number), &mut bytes).unwrap();
+        }
+        let writer = std::thread::spawn(move || {
+            for piece in bytes.chunks(5) {
+                host.write_all(piece).unwrap();
+            }
+        });
+        for number in 0..3 {
+            assert_eq!(conversation.receive().unwrap(), Some(ToAgent::Ping(number)));
+        }
+        writer.join().unwrap();
+        assert_eq!(conversation.receive().unwrap(), None);
+    }
+
+    #[test]
+    fn a_host_that_leaves_inside_a_message_is_noticed() {
+        let (mut host, mut conversation) = pair();
+        host.write_all(&[8, 0, 0, 0, 2, 0]).unwrap();
+        drop(host);
+        assert!(matches!(conversation.receive(), Err(LinkError::Unfinished)));
+    }
+
+    #[test]
+    fn what_was_received_and_not_taken_is_handed_on() {
+        let (mut host, mut conversation) = pair();
+        let mut bytes = Vec::new();
+        encode(&ToAgent::GetStats, &mut bytes).unwrap();
+        bytes.extend_from_slice(b"rest");
+        host.write_all(&bytes).unwrap();
+        assert_eq!(conversation.receive().unwrap(), Some(ToAgent::GetStats));
+        assert_eq!(conversation.into_parts().2, b"rest");
+    }
+
+    #[test]
+    fn a_failure_tells_every_cause_and_the_errno() {
+        let error = LinkError::Stream(io::Error::from_raw_os_error(libc::ENOSPC));
+        let failure = failure(&error);
+        assert_eq!((failure.code, failure.errno), (ErrorCode::NoSpace, libc::ENOSPC));
+        assert!(failure.text.starts_with("talking to the host: "), "{}", failure.text);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_a_protocol_failure_with_its_number() {
+        let (mut host, mut conversation) = pair();
+        host.write_all(&[0, 0, 0, 0, 0x34, 0x12, 0, 0]).unwrap();
+        let failure = failure(&conversation.receive().unwrap_err());
+        assert_eq!(failure.code, ErrorCode::Protocol);
+        assert!(failure.text.contains("0x1234"), "{}", failure.text);
+    }
+}

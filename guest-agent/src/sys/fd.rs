@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Waiting for and waking by file descriptors; extended attributes and sizes that the standard library leaves out.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper in the standard library")]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{c_path, check};
+
+/// One descriptor in a wait.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Watch(libc::pollfd);
+
+impl Watch {
+    /// Waits until `fd` can be read or written as asked; its hang-up is told in any case.
+    pub(crate) fn new(fd: &impl AsRawFd, read: bool, write: bool) -> Self {
+        let events = if read { libc::POLLIN } else { 0 } | if write { libc::POLLOUT } else { 0 };
+        Self(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 })
+    }
+
+    /// Waits for nothing: keeps a place in the list.
+    pub(crate) const fn idle() -> Self {
+        Self(libc::pollfd { fd: -1, events: 0, revents: 0 })
+    }
+
+    /// There is something to read, or the end, or an error that reading will tell.
+    pub(crate) fn readable(self) -> bool {
+        self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// There is room to write, or an error that writing will tell.
+    pub(crate) fn writable(self) -> bool {
+        self.0.revents & (libc::POLLOUT | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// The peer is gone in both directions.
+    pub(crate) fn hung_up(self) -> bool {
+        self.0.revents & (libc::POLLHUP | libc::POLLERR) != 0
+    }
+}
+
+/// Waits until one of `watches` is ready or the time is over. An interruption counts as ready.
+pub(crate) fn wait(watches: &mut [Watch], timeout: Option<Duration>) -> io::Result<()> {
+    let count = libc::nfds_t::try_from(watches.len()).unwrap_or(libc::nfds_t::MAX);
+    let timeout_ms = match timeout {
+        // Rounded up, or a wait for the last part of a millisecond would spin.
+        Some(left) => i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
+        None => -1,
+    };
+    // SAFETY: `Watch` is a transparent `pollfd`, and the kernel writes `revents` of exactly `count` of them.
+    let answer = unsafe { libc::poll(watches.as_mut_ptr().cast(), count, timeout_ms) };
+    match check(answer) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes reads and writes of `fd` return instead of waiting.
+pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: changes a flag of an open descriptor; no memory is involved.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// A descriptor that wakes a waiting thread.
+#[derive(Debug)]
+pub(crate) struct Bell(File);
+
+impl Bell {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: takes two numbers and answers a new descriptor.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: the descriptor is new and belongs to nobody else.
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Wakes the thread that waits, now or at its next wait.
+    pub(crate) fn ring(&self) {
+        // Fails only when the counter is full, and then the bell rings already.
+        let _ = (&self.0).write(&1_u64.to_ne_bytes());
+    }
+
+    /// Makes the next wait wait.
+    pub(crate) fn silence(&self) {
+        // Fails only when the bell is silent.
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Whether `path` itself, no symlink followed, has the extended attribute `name` with this value.
+pub(crate) fn attribute(path: &Path, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let path = c_path(path)?;
+    let mut value = vec![0_u8; 4096];
+    // SAFETY: both strings end with NUL, and the kernel writes at most `value.len()` bytes.
+    let len = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    match usize::try_from(len) {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(_) => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Size of the file system that holds `path`: total bytes, free bytes.
+pub(crate) fn disk_bytes(path: &Path) -> io::Result<(u64, u64)> {
+    let path = c_path(path)?;
+    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the string ends with NUL, and the kernel writes one `statvfs` where there is room for one.
+    check(unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) })?;
+    // SAFETY: all-zero bytes are a `statvfs` already, and the call has succeeded.
+    let answer = unsafe { answer.assume_init() };
+    Ok((answer.f_blocks.saturating_mul(answer.f_frsize), answer.f_bavail.saturating_mul(answer.f_frsize)))
+}
+
+/// Renames without replacing what is at `to`.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    // SAFETY: both strings end with NUL; the kernel only reads them.
+    let answer =
+        unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::RENAME_NOREPLACE) };
+    check(answer).map(drop)
+}
