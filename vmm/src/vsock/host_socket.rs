@@ -6,7 +6,7 @@
 //! the socket and guest memory ([`crate::virtio::vectored`]); only what a full socket refuses is
 //! copied, and the connection's window bounds that. Nothing here waits, and nothing here knows
 //! packets, credit or queues.
-#![expect(unsafe_code, reason = "std has no connect that does not wait")]
+#![expect(unsafe_code, reason = "std has no connect that does not wait, and no accept of a socket that does not")]
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -44,11 +44,8 @@ impl Door {
     /// # Errors
     /// The kernel's, mostly EMFILE: the client goes on waiting.
     pub fn accept(&self) -> io::Result<Option<HostStream>> {
-        match self.listener.accept() {
-            Ok((socket, _)) => {
-                socket.set_nonblocking(true)?;
-                Ok(Some(HostStream::new(socket)))
-            }
+        match accept_now(&self.listener) {
+            Ok(socket) => Ok(Some(HostStream::new(socket))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
@@ -219,6 +216,19 @@ fn outcome(sent: io::Result<usize>) -> Result<Option<usize>, Gone> {
         // EPIPE, ECONNRESET, or a host out of memory: the connection cannot go on either way.
         Err(_) => Err(Gone),
     }
+}
+
+/// Accepts a client with a socket that does not block; std would need another call for that.
+fn accept_now(listener: &UnixListener) -> io::Result<UnixStream> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let nobody = std::ptr::null_mut();
+    // SAFETY: with null pointers the peer's address is not asked for; the result is checked.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), nobody, std::ptr::null_mut(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened just now and belongs to nobody else.
+    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Connects without waiting for a full backlog. A Unix socket is connected, or refused, at once.

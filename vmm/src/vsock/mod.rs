@@ -2,8 +2,8 @@
 //! virtio-vsock in user space (VIRTIO 1.2 §5.10): streams between ports of the guest and Unix sockets of the host.
 //!
 //! The way of a byte, in the order of the files. Guest to host: [`transfer`] takes a chain of the
-//! tx queue and copies its header once; [`packet`] parses it; [`mux`] finds its [`connection`],
-//! which checks it against the window ([`credit`]) and says how many bytes to forward;
+//! tx queue and copies its header once; [`packet`] parses it; [`mux`] finds its [`connection`]
+//! in the [`table`], which checks it against the window ([`credit`]) and says how many bytes to forward;
 //! [`host_socket`] sends them from guest memory into the Unix socket, and keeps what that refuses,
 //! at most a window. Host to guest: [`poller`] says that the socket is readable; [`mux`] gives the
 //! connection a turn, as large as the guest's credit; [`transfer`] reserves rx chains, reads
@@ -16,7 +16,7 @@
 //! | listen on `<uds>_<port>` | gets the connections that the guest makes to CID 2 and that port |
 //! | `shutdown(SHUT_WR)` on either side | passed on, after the last byte before it |
 //!
-//! What bounds a guest: [`mux`]'s limits, and for a full host socket [`mux::WINDOWS_BYTES`].
+//! What bounds a guest: the constants of [`table`] and [`mux`].
 //! Absent: seqpacket, connections between guests, vhost.
 
 pub mod event;
@@ -26,6 +26,8 @@ pub mod packet;
 pub mod credit;
 
 pub mod connection;
+
+pub mod table;
 
 pub mod mux;
 

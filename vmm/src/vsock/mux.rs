@@ -3,28 +3,21 @@
 //!
 //! The guest's packets come in by [`Mux::on_packet`] and are handed to their [`Connection`];
 //! what goes to the guest comes out of [`Mux::next_turn`], one connection after the other. What
-//! the guest can make it hold is bounded by the constants below: connections, unanswered RSTs, bytes of
-//! windows. It performs no I/O, reads no clock and keeps no payload.
+//! the guest can make it hold is bounded, here and in [`super::table`]. It performs no I/O, reads
+//! no clock and keeps no payload.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::connection::{Connection, HostEffect, Payload};
 use super::event::{Counts, Event};
 use super::packet::{Credit, HEADER_LEN_BYTES, Op, PORT_ANY, Packet, PacketFault, Ports, StrayReset};
+use super::table::{CONNECTIONS_MAX, ConnectionId, Table};
 
-/// Most connections of a guest at a time, both directions together.
-pub const CONNECTIONS_MAX: usize = 1024;
 /// Most RSTs without a connection that wait for the guest to take them. Beyond it the guest's
 /// packets wait in its own queue: none is dropped.
 pub const STRAYS_MAX: usize = 256;
-/// The window a connection gets while there are few.
-pub const WINDOW_BYTES: u32 = 256 << 10;
-/// The window every connection gets, however many there are.
-pub const WINDOW_MIN_BYTES: u32 = 32 << 10;
-/// All windows of a guest together: the most payload kept for hosts that do not read.
-pub const WINDOWS_BYTES: u32 = 64 << 20;
 /// Most payload a connection may send to the guest in one turn.
 pub const TURN_BYTES: u32 = 128 << 10;
 /// The first port the host's end of a client's connection gets.
@@ -32,34 +25,7 @@ const HOST_PORT_FIRST: u32 = 1 << 30;
 /// One past the last such port.
 const HOST_PORT_END: u32 = 1 << 31;
 
-const _: () = assert!(WINDOW_MIN_BYTES as u64 * CONNECTIONS_MAX as u64 <= WINDOWS_BYTES as u64);
-const _: () = assert!(CONNECTIONS_MAX <= u16::MAX as usize);
 const _: () = assert!(((HOST_PORT_END - HOST_PORT_FIRST) as usize) > CONNECTIONS_MAX);
-
-/// Names a connection; goes stale when it is over, also if its place is taken again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConnectionId {
-    index: u16,
-    generation: u16,
-}
-
-impl ConnectionId {
-    /// Its place in a table of [`CONNECTIONS_MAX`].
-    pub fn index(self) -> usize {
-        usize::from(self.index)
-    }
-
-    /// As one number, for a token.
-    pub fn to_bits(self) -> u32 {
-        (u32::from(self.generation) << 16) | u32::from(self.index)
-    }
-
-    /// From what [`ConnectionId::to_bits`] gave.
-    pub fn from_bits(bits: u32) -> Self {
-        let [g1, g0, i1, i0] = bits.to_be_bytes();
-        Self { index: u16::from_be_bytes([i1, i0]), generation: u16::from_be_bytes([g1, g0]) }
-    }
-}
 
 /// What the caller must do with a guest's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +55,7 @@ pub enum Action {
 pub enum Turn {
     /// A packet without payload.
     Packet([u8; HEADER_LEN_BYTES]),
-    /// Up to `limit_bytes` of the connection's socket; then [`Mux::finish_read`].
+    /// Up to `limit_bytes` of the connection's socket; then settle it.
     Read {
         /// Whose socket.
         id: ConnectionId,
@@ -98,32 +64,14 @@ pub enum Turn {
     },
 }
 
-/// One place of the table.
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u16,
-    connection: Option<Connection>,
-    /// The host's socket may have bytes, or its end.
-    is_readable: bool,
-    /// Its index stands in `turns`. Stays true when the connection is removed: the entry is still
-    /// there, and will be the next connection's, so that `turns` never outgrows the table.
-    has_turn: bool,
-    /// A SHUTDOWN has let the socket's bytes go first, once.
-    has_put_off: bool,
-}
-
-/// The table of connections of one guest.
+/// All connections of one guest.
 #[derive(Debug)]
 pub struct Mux {
     guest_cid: u64,
-    slots: Vec<Slot>,
-    free: Vec<u16>,
-    by_ports: HashMap<Ports, u16>,
+    table: Table,
     /// Places of connections with something for the guest, each at most once.
     turns: VecDeque<u16>,
     strays: VecDeque<StrayReset>,
-    /// Bytes of windows not yet given out.
-    windows_left_bytes: u32,
     next_host_port: u32,
     /// No deadline is before this; it may be early.
     next_deadline_ms: Option<u64>,
@@ -132,16 +80,13 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// A table without connections for the guest with this CID.
+    /// No connections yet, for the guest with this CID.
     pub fn new(guest_cid: u64) -> Self {
         Self {
             guest_cid,
-            slots: Vec::new(),
-            free: Vec::new(),
-            by_ports: HashMap::new(),
+            table: Table::default(),
             turns: VecDeque::new(),
             strays: VecDeque::new(),
-            windows_left_bytes: WINDOWS_BYTES,
             next_host_port: HOST_PORT_FIRST,
             next_deadline_ms: None,
             counts: Counts::default(),
@@ -150,27 +95,27 @@ impl Mux {
 
     /// Connections there are, those with a last RST to send included.
     pub fn len(&self) -> usize {
-        self.by_ports.len()
+        self.table.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_ports.is_empty()
+        self.table.is_empty()
     }
 
     /// Whether one more can be made.
     pub fn has_room(&self) -> bool {
-        self.len() < CONNECTIONS_MAX
+        self.table.has_room()
     }
 
     /// The connection of `id`, unless it is over.
     pub fn get(&self, id: ConnectionId) -> Option<&Connection> {
-        self.slot(id)?.connection.as_ref()
+        self.table.get(id)
     }
 
     /// The same, to tell it an event; [`Mux::settle`] afterwards.
     pub fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        self.slot_mut(id)?.connection.as_mut()
+        self.table.slot(id)?.connection()
     }
 
     // ---- From the guest ---------------------------------------------------------------------
@@ -186,7 +131,7 @@ impl Mux {
             Ok(packet) => packet,
             Err(fault) => return self.on_fault(&fault),
         };
-        let Some(id) = self.find(packet.ports()) else {
+        let Some(id) = self.table.find(packet.ports()) else {
             return self.on_unknown(&packet);
         };
         let Some(connection) = self.get_mut(id) else {
@@ -208,7 +153,7 @@ impl Mux {
             return Action::Nothing;
         };
         // A packet of another type is about another connection, even with the same ports.
-        let known = self.find(ports);
+        let known = self.table.find(ports);
         if let Some(id) = known.filter(|_| !matches!(fault, PacketFault::Kind { .. })) {
             if let Some(connection) = self.get_mut(id) {
                 connection.reset();
@@ -240,7 +185,7 @@ impl Mux {
 
     /// The host's socket took the connection of an [`Action::Open`].
     pub fn accept(&mut self, ports: Ports, credit: Credit, now_ms: u64) -> Option<ConnectionId> {
-        let window_bytes = self.take_window();
+        let window_bytes = self.table.take_window();
         self.insert(Connection::from_guest(ports, window_bytes, credit), now_ms)
     }
 
@@ -260,13 +205,13 @@ impl Mux {
             return None;
         }
         let ports = self.free_ports(guest_port);
-        let window_bytes = self.take_window();
+        let window_bytes = self.table.take_window();
         self.insert(Connection::from_host(ports, window_bytes, now_ms), now_ms)
     }
 
     /// The connection's socket may have bytes, or its end; settle it afterwards.
     pub fn set_readable(&mut self, id: ConnectionId) {
-        if let Some(slot) = self.slot_mut(id) {
+        if let Some(slot) = self.table.slot(id) {
             slot.is_readable = true;
         }
     }
@@ -284,30 +229,37 @@ impl Mux {
         if let Some(stray) = self.strays.pop_front() {
             return Some(Turn::Packet(stray.encode(self.guest_cid)));
         }
-        while let Some(index) = self.turns.pop_front() {
-            let guest_cid = self.guest_cid;
-            let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+        while let Some(place) = self.turns.pop_front() {
+            let Some(id) = self.table.id_at(place) else {
                 continue;
             };
-            slot.has_turn = false;
-            let id = ConnectionId { index, generation: slot.generation };
-            let Some(connection) = slot.connection.as_mut() else {
-                continue;
-            };
-            let limit_bytes = connection.sendable_bytes().min(TURN_BYTES);
-            let can_read = slot.is_readable && limit_bytes != 0;
-            // A host that hangs up is mostly at its end too: read first, and say both in one packet.
-            let puts_off =
-                can_read && connection.has_only_shutdown() && !std::mem::replace(&mut slot.has_put_off, true);
-            if let Some(packet) = if puts_off { None } else { connection.transmit() } {
-                self.settle(id, now_ms);
-                return Some(Turn::Packet(packet.encode(guest_cid)));
-            }
-            if can_read {
-                return Some(Turn::Read { id, limit_bytes });
+            if let Some(turn) = self.turn_of(id, now_ms) {
+                return Some(turn);
             }
         }
         None
+    }
+
+    fn turn_of(&mut self, id: ConnectionId, now_ms: u64) -> Option<Turn> {
+        let guest_cid = self.guest_cid;
+        let slot = self.table.slot(id)?;
+        slot.has_turn = false;
+        let is_readable = slot.is_readable;
+        let has_put_off = slot.has_put_off;
+        let connection = slot.connection()?;
+        let limit_bytes = connection.sendable_bytes().min(TURN_BYTES);
+        let can_read = is_readable && limit_bytes != 0;
+        // A host that hangs up is mostly at its end too: read first, and say both in one packet.
+        let puts_off = can_read && connection.has_only_shutdown() && !has_put_off;
+        let packet = if puts_off { None } else { connection.transmit() };
+        slot.has_put_off |= puts_off;
+        match packet {
+            Some(packet) => {
+                self.settle(id, now_ms);
+                Some(Turn::Packet(packet.encode(guest_cid)))
+            }
+            None => can_read.then_some(Turn::Read { id, limit_bytes }),
+        }
     }
 
     /// The header for `len_bytes` just read from the connection's socket.
@@ -319,7 +271,7 @@ impl Mux {
 
     /// The connection's socket would block: no turn until it is readable again.
     pub fn set_drained(&mut self, id: ConnectionId) {
-        if let Some(slot) = self.slot_mut(id) {
+        if let Some(slot) = self.table.slot(id) {
             slot.is_readable = false;
         }
     }
@@ -334,25 +286,26 @@ impl Mux {
     /// To be called after every event of a connection: gives it a turn if it has something for
     /// the guest, notes its deadline, and frees its place when it is over.
     pub fn settle(&mut self, id: ConnectionId, now_ms: u64) {
-        let Some(slot) = self.slot_mut(id) else {
+        let Some(slot) = self.table.slot(id) else {
             return;
         };
-        let Some(connection) = slot.connection.as_mut() else {
+        let is_readable = slot.is_readable;
+        let Some(connection) = slot.connection() else {
             return;
         };
         if connection.is_finished() {
             self.remove(id);
             return;
         }
-        let has_bytes = slot.is_readable && connection.is_sending();
+        let has_bytes = is_readable && connection.is_sending();
         let can_send = has_bytes && connection.sendable_bytes() != 0;
         if has_bytes && !can_send {
             connection.on_starved(now_ms);
         }
         let deadline_ms = connection.deadline_ms();
-        if (can_send || connection.has_packet()) && !slot.has_turn {
-            slot.has_turn = true;
-            self.turns.push_back(id.index);
+        let wants_turn = can_send || connection.has_packet();
+        if wants_turn && !std::mem::replace(&mut slot.has_turn, true) {
+            self.turns.push_back(id.place());
         }
         self.note_deadline(deadline_ms);
     }
@@ -370,16 +323,13 @@ impl Mux {
         }
         self.next_deadline_ms = None;
         let mut next_ms: Option<u64> = None;
-        for (index, slot) in (0_u16..).zip(self.slots.iter_mut()) {
-            let Some(connection) = slot.connection.as_mut() else {
-                continue;
-            };
+        for (id, connection) in self.table.iter_mut() {
             let Some(deadline_ms) = connection.deadline_ms() else {
                 continue;
             };
             if deadline_ms <= now_ms {
                 connection.on_time(now_ms);
-                changed.push(ConnectionId { index, generation: slot.generation });
+                changed.push(id);
             } else {
                 next_ms = Some(next_ms.map_or(deadline_ms, |next_ms| next_ms.min(deadline_ms)));
             }
@@ -393,14 +343,12 @@ impl Mux {
     /// Forgets every connection and every RST: the guest's driver is gone, or was told
     /// (transport reset). The caller closes the sockets.
     pub fn clear(&mut self) {
-        for index in 0..u16::try_from(self.slots.len()).unwrap_or(u16::MAX) {
-            let generation = self.slots.get(usize::from(index)).map(|slot| slot.generation);
-            if let Some(generation) = generation {
-                self.remove(ConnectionId { index, generation });
-            }
+        let ids: Vec<_> = self.table.iter_mut().map(|(id, _)| id).collect();
+        for id in ids {
+            self.remove(id);
         }
         self.turns.clear();
-        for slot in &mut self.slots {
+        for slot in self.table.slots() {
             slot.has_turn = false;
         }
         self.strays.clear();
@@ -409,66 +357,17 @@ impl Mux {
 
     // ---- Inside -----------------------------------------------------------------------------
 
-    fn slot(&self, id: ConnectionId) -> Option<&Slot> {
-        let slot = self.slots.get(id.index())?;
-        (slot.generation == id.generation).then_some(slot)
-    }
-
-    fn slot_mut(&mut self, id: ConnectionId) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(id.index())?;
-        (slot.generation == id.generation).then_some(slot)
-    }
-
-    fn find(&self, ports: Ports) -> Option<ConnectionId> {
-        let index = *self.by_ports.get(&ports)?;
-        let slot = self.slots.get(usize::from(index))?;
-        Some(ConnectionId { index, generation: slot.generation })
-    }
-
     fn insert(&mut self, connection: Connection, now_ms: u64) -> Option<ConnectionId> {
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None => {
-                let index = u16::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot::default());
-                index
-            }
-        };
-        let slot = self.slots.get_mut(usize::from(index))?;
-        let id = ConnectionId { index, generation: slot.generation };
-        let before = self.by_ports.insert(connection.ports(), index);
-        assert!(before.is_none(), "two connections with the same ports");
-        slot.connection = Some(connection);
-        slot.is_readable = false;
-        slot.has_put_off = false;
+        let id = self.table.insert(connection)?;
         self.counts.add(Event::Opened);
         self.settle(id, now_ms);
         Some(id)
     }
 
     fn remove(&mut self, id: ConnectionId) {
-        let Some(slot) = self.slot_mut(id) else {
-            return;
-        };
-        let Some(connection) = slot.connection.take() else {
-            return;
-        };
-        // A token or a turn of the old connection must not mean the next one.
-        slot.generation = slot.generation.wrapping_add(1);
-        self.by_ports.remove(&connection.ports());
-        self.windows_left_bytes = self.windows_left_bytes.saturating_add(connection.window_bytes());
-        self.free.push(id.index);
-        self.counts.add(Event::Closed);
-    }
-
-    /// Takes a window such that every connection to come can still have the smallest.
-    fn take_window(&mut self) -> u32 {
-        let others = CONNECTIONS_MAX.saturating_sub(self.len()).saturating_sub(1);
-        let others_bytes = WINDOW_MIN_BYTES.saturating_mul(u32::try_from(others).unwrap_or(u32::MAX));
-        let window_bytes = self.windows_left_bytes.saturating_sub(others_bytes).min(WINDOW_BYTES);
-        assert!(window_bytes >= WINDOW_MIN_BYTES, "a window for every place of the table");
-        self.windows_left_bytes = self.windows_left_bytes.saturating_sub(window_bytes);
-        window_bytes
+        if self.table.remove(id) {
+            self.counts.add(Event::Closed);
+        }
     }
 
     fn free_ports(&mut self, guest: u32) -> Ports {
@@ -479,7 +378,7 @@ impl Mux {
                 next => next,
             };
             let ports = Ports { guest, host };
-            if !self.by_ports.contains_key(&ports) {
+            if self.table.find(ports).is_none() {
                 return ports;
             }
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::mux::ConnectionId;
+use super::table::ConnectionId;
 
 /// Most events taken in one wait.
 const EVENTS_MAX: usize = 64;

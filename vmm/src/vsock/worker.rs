@@ -19,9 +19,10 @@ use super::connection::HostEffect;
 use super::device::{Command, EVENT_QUEUE, RX_QUEUE, TX_QUEUE};
 use super::event::{Counts, Event};
 use super::host_socket::{Door, HostStream};
-use super::mux::{CONNECTIONS_MAX, ConnectionId, Mux};
+use super::mux::Mux;
 use super::packet::Ports;
 use super::poller::{Interest, Poller, Readiness, Token};
+use super::table::{CONNECTIONS_MAX, ConnectionId};
 use super::transfer::Link;
 use crate::virtio::{Activation, GuestFault};
 

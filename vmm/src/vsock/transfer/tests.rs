@@ -5,8 +5,8 @@ use std::net::Shutdown;
 use super::super::event::Event;
 use super::super::model::{CREDIT_UPDATE, Endpoint, HOST_PORT, Wire};
 use super::super::model::{REQUEST, RESPONSE, RST, RW, SHUTDOWN};
-use super::super::mux::WINDOW_BYTES;
 use super::super::rig::{EVENT_IDX, Layout, Rig, VERSION_1, is_at_end, pattern, read_now};
+use super::super::table::WINDOW_BYTES;
 use crate::virtio::fake::Part;
 
 #[test]
