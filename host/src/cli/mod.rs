@@ -4,6 +4,7 @@
 //! Standard output belongs to the command that a user runs (or to the answer of `doctor` and `list`);
 //! everything that Midge itself has to say goes to standard error.
 
+mod bench;
 mod fail;
 mod run;
 
@@ -57,6 +58,8 @@ const EXAMPLES: &str = "Examples:\n  \
 enum Command {
     /// Run a command in a fresh virtual machine
     Run(run::RunArgs),
+    /// Measure, beside other monitors
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the command line, does what it says, and gives the exit code.
@@ -75,6 +78,7 @@ fn dispatch() -> u8 {
     }
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Bench(args) => bench::main(args),
     }
 }
 
