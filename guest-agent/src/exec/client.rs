@@ -49,9 +49,9 @@ impl Client {
         Ok(Self { stream, decoder, out, written, input_open: true, early, is_told_the_end: false })
     }
 
-    /// What to wait for: input when it can be taken, room when something is under way, and always the end.
-    pub(crate) fn watch(&self, takes_input: bool) -> Watch {
-        Watch::new(&self.stream, self.input_open && takes_input, !self.is_flushed())
+    /// What to wait for: input when it can be taken, room when something is under way or waits to be, and always the end.
+    pub(crate) fn watch(&self, takes_input: bool, has_more: bool) -> Watch {
+        Watch::new(&self.stream, self.input_open && takes_input, has_more || !self.is_flushed())
     }
 
     /// Messages wait that no look at the stream will tell of.
@@ -71,6 +71,10 @@ impl Client {
 
     /// Puts output under way as far as there is room.
     pub(crate) fn send_output(&mut self, output: &mut Output) {
+        if self.written >= OUT_BYTES {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
         while self.out.len() - self.written < OUT_BYTES {
             let Some((offset, piece)) = output.replay.next_piece() else { return };
             let len = encode_output(output.stream, offset, piece, &mut self.out);

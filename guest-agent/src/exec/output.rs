@@ -72,12 +72,12 @@ impl Output {
     /// while the client takes nothing: what cannot be read now may have been written before the end.
     pub(crate) fn patience(&mut self, ended: Instant, now: Instant) -> Option<Instant> {
         self.source.as_ref()?;
+        if self.late_bytes > DRAIN_MAX_BYTES {
+            return Some(now);
+        }
         if self.replay.room() == 0 {
             self.stalled_at = Some(now);
             return None;
-        }
-        if self.late_bytes > DRAIN_MAX_BYTES {
-            return Some(now);
         }
         let since = self.stalled_at.map_or(ended, |stalled| stalled.max(ended));
         Some((self.active_at.max(since) + QUIET).min(since + DRAIN_MAX))

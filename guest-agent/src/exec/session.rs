@@ -96,7 +96,8 @@ impl Session {
     /// Waits for anything to happen and does what it asks for.
     fn turn(&mut self) -> std::io::Result<()> {
         let takes_input = self.input.has_room();
-        let client = self.client.as_ref().map_or(Watch::idle(), |client| client.watch(takes_input));
+        let has_more = self.outputs.iter().any(|output| !output.replay.is_drained());
+        let client = self.client.as_ref().map_or(Watch::idle(), |client| client.watch(takes_input, has_more));
         let bell = Watch::new(&*self.shared.bell, true, false);
         let mut watches = [bell, client, self.input.watch(), self.outputs[0].watch(), self.outputs[1].watch()];
         let has_early_input = takes_input && self.client.as_ref().is_some_and(Client::has_early_input);

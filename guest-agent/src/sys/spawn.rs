@@ -130,6 +130,8 @@ fn prepare(program: &Program) -> Result<(), Step> {
         // SAFETY: takes two numbers; the sources are above all targets.
         done(unsafe { libc::dup2(source, target) }, Step::Stdio)?;
     }
+    // SAFETY: takes three numbers. What the agent itself inherited stays with the agent.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if program.terminal {
         // SAFETY: takes numbers.
         done(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }, Step::Terminal)?;
