@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::file_writer::FileWriter;
@@ -130,7 +131,10 @@ impl Builder {
     /// [`ErofsError::Write`] when a file cannot be made.
     pub fn create(path: &Path, root: &Attributes) -> Result<Self, ErofsError> {
         let write = |source| ErofsError::Write { path: path.into(), source };
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path).map_err(write)?;
+        // Whose files are packed need not be everybody's to read.
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(path).map_err(write)?;
         let beside = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let spill = tempfile::tempfile_in(beside).map_err(write)?;
         let mut builder = Self {

@@ -8,8 +8,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-
 use super::guard::{GitDirs, Guard, link_stays_inside, starts_by_itself};
 use super::manifest::{Content, Digest, Entry, Manifest, NoteKind, Notes};
 use super::path::RelPath;
@@ -145,70 +143,6 @@ impl ChangeSet {
         }
         Ok(bytes)
     }
-
-    /// The list of changes as JSON: an object with `changes`, `notes` and `totals`. A path that is not UTF-8 has its bytes in
-    /// hexadecimal in `path_hex`, and `path` shows it with escapes.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let notes: Vec<Value> =
-            self.notes.items().iter().map(|note| named(&note.path, &json!({"note": note.kind}))).collect();
-        let changes: Vec<Value> = self.changes.iter().map(change_json).collect();
-        let count = |kind| self.changes.iter().filter(|change| change.kind == kind).count();
-        json!({
-            "changes": changes,
-            "notes": notes,
-            "totals": {
-                "added": count(ChangeKind::Added),
-                "modified": count(ChangeKind::Modified),
-                "mode_changed": count(ChangeKind::ModeChanged),
-                "type_changed": count(ChangeKind::TypeChanged),
-                "deleted": count(ChangeKind::Deleted),
-            },
-        })
-    }
-}
-
-fn change_json(change: &Change) -> Value {
-    let side = |kind: &str, mode: u32, size: Option<u64>, target: Option<&[u8]>| {
-        let mut value = json!({"type": kind, "mode": format!("{mode:04o}")});
-        if let Some(size) = size {
-            value["size"] = size.into();
-        }
-        if let Some(target) = target {
-            value["target"] = String::from_utf8_lossy(target).into();
-        }
-        value
-    };
-    let before = change.before.as_ref().map(|entry| match &entry.content {
-        Content::Dir => side("directory", entry.mode, None, None),
-        Content::File { size, .. } => side("file", entry.mode, Some(*size), None),
-        Content::Symlink { target } => side("symlink", entry.mode, None, Some(target)),
-    });
-    let after = change.after.as_ref().map(|after| match &after.content {
-        AfterContent::Dir => side("directory", after.mode, None, None),
-        AfterContent::File { size, .. } => side("file", after.mode, Some(*size), None),
-        AfterContent::Symlink { target } => side("symlink", after.mode, None, Some(target)),
-    });
-    let more = json!({
-        "kind": change.kind,
-        "before": before,
-        "after": after,
-        "guard": change.guard,
-        "starts_by_itself": change.starts_by_itself,
-    });
-    named(&change.path, &more)
-}
-
-fn named(path: &RelPath, more: &Value) -> Value {
-    let mut value = more.clone();
-    match std::str::from_utf8(path.as_bytes()) {
-        Ok(text) => value["path"] = text.into(),
-        Err(_) => {
-            value["path"] = path.to_string().into();
-            value["path_hex"] = path.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
-        }
-    }
-    value
 }
 
 /// Compares a report with the manifest; also returns the numbers of spool files that no change needs.

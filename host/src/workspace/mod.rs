@@ -18,6 +18,7 @@ pub mod apply;
 pub mod changes;
 pub mod diff;
 pub mod guard;
+mod json;
 pub mod manifest;
 pub mod pack;
 pub mod path;
