@@ -6,6 +6,7 @@
 //! nothing and keeps no file descriptor; whether a kernel *is* a kernel is for `boot::kernel`.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -265,16 +266,20 @@ fn image(field: &str, path: &Path) -> Result<(), ConfigError> {
 }
 
 fn file_len(field: &str, path: &Path, accepted: &'static str) -> Result<u64, ConfigError> {
+    Ok(metadata(field, path, accepted)?.len())
+}
+
+fn metadata(field: &str, path: &Path, accepted: &'static str) -> Result<fs::Metadata, ConfigError> {
     let refuse =
         |problem: String| ConfigError::File { field: field.to_owned(), path: path.to_owned(), problem, accepted };
     let meta = fs::metadata(path).map_err(|e| refuse(format!("cannot be read ({e})")))?;
     if meta.is_dir() {
         return Err(refuse("is a directory".to_owned()));
     }
-    if !meta.is_file() {
+    if !meta.is_file() && !(field.starts_with("disks") && meta.file_type().is_block_device()) {
         return Err(refuse("is not a regular file".to_owned()));
     }
-    Ok(meta.len())
+    Ok(meta)
 }
 
 fn check_cmdline(cmdline: &str) -> Result<(), ConfigError> {
@@ -293,7 +298,8 @@ fn check_cmdline(cmdline: &str) -> Result<(), ConfigError> {
 
 fn check_disk(index: usize, disk: &DiskConfig) -> Result<(), ConfigError> {
     let field = format!("disks[{index}].path");
-    if file_len(&field, &disk.path, "a disk image")? == 0 {
+    let meta = metadata(&field, &disk.path, "a disk image or a block device")?;
+    if meta.is_file() && meta.len() == 0 {
         return Err(ConfigError::File {
             field,
             path: disk.path.clone(),

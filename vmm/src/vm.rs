@@ -3,8 +3,14 @@
 //!
 //! The only place that knows every other part. Nothing below it knows what is above.
 
+pub mod devices;
+
+mod ending;
+
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
@@ -15,20 +21,17 @@ use crate::boot::registers;
 use crate::config::{ConsoleMode, VmmConfig};
 use crate::control::{Cause, Control};
 use crate::jail::{self, Thread};
-use crate::machine::bus::Bus;
 use crate::machine::console::{self, Output};
 use crate::machine::kvm::{self, Host, KvmError, Machine};
 use crate::machine::ports::Ports;
 use crate::machine::threads::{ThreadError, Threads};
-use crate::machine::vcpu::{Shared, Stop};
+use crate::machine::vcpu::Shared;
 use crate::memory::{self, GuestRam, MemoryError};
-use crate::postmortem;
-use crate::trace::{Ending, ExitCounts, Reason, Stage, Trace};
+use crate::trace::{Ending, Reason, Stage, Trace};
+use crate::vsock::VsockWorker;
 
-/// Lines of console output in an exit report.
-const TAIL_LINES: usize = 20;
-/// What Linux prints first when it gives up.
-const PANIC_MARK: &str = "Kernel panic - not syncing";
+use devices::DeviceError;
+use ending::Evidence;
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub enum VmError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The vCPU threads.
     #[error(transparent)]
     Threads(#[from] ThreadError),
@@ -59,11 +65,13 @@ pub enum VmError {
 impl VmError {
     /// Whose fault it is: the user's ([`Reason::Config`]) or the host's.
     pub fn reason(&self) -> Reason {
-        match self {
-            Self::Boot(BootError::Entropy(_) | BootError::Seek { .. }) => Reason::HostError,
-            Self::Boot(_) | Self::Kvm(KvmError::Vcpus { .. }) => Reason::Config,
-            _ => Reason::HostError,
-        }
+        let is_users = match self {
+            Self::Boot(BootError::Entropy(_) | BootError::Seek { .. }) => false,
+            Self::Boot(_) | Self::Kvm(KvmError::Vcpus { .. }) => true,
+            Self::Device(error) => error.is_users(),
+            _ => false,
+        };
+        if is_users { Reason::Config } else { Reason::HostError }
     }
 }
 
@@ -71,59 +79,103 @@ fn host(step: &'static str) -> impl FnOnce(io::Error) -> VmError {
     move |source| VmError::Host { step, source }
 }
 
-/// Starts the VM of `config` and runs it to its end. `on_started` is called once the guest runs.
+type Events = EventManager<Box<dyn MutEventSubscriber>>;
+
+/// A VM that is ready to run.
 ///
-/// # Errors
-/// [`VmError`] when it did not come to running; after that every outcome is an [`Ending`].
-pub fn run(
-    config: &VmmConfig,
-    lifeline: Option<OwnedFd>,
-    trace: &mut Trace,
-    on_started: impl FnOnce(&mut Trace),
-) -> Result<Ending, VmError> {
-    let mut plan = BootPlan::new(config, &[])?;
-    let kvm = Host::open(config.cpus())?;
-    trace.mark(Stage::KvmReady);
+/// Dropping it gives everything back, which takes KVM up to 20 ms: report the ending first.
+pub struct Vm {
+    machine: Machine,
+    ram: GuestRam,
+    plan: BootPlan,
+    shared: Arc<Shared>,
+    threads: Threads,
+    output: Output,
+    events: Events,
+    cause: Rc<Cell<Option<Cause>>>,
+}
 
-    let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
-    let machine = kvm.create(&ram)?;
-    trace.mark(Stage::MemoryReady);
+impl std::fmt::Debug for Vm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vm").field("machine", &self.machine).field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
 
-    plan.load(&ram)?;
-    trace.mark(Stage::KernelMapped);
+impl Vm {
+    /// Makes the VM of `config`, with every thread but the calling one locked in and waiting.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn assemble(config: &VmmConfig, lifeline: Option<OwnedFd>, trace: &mut Trace) -> Result<Self, VmError> {
+        let mut plan = BootPlan::new(config, &devices::words(config))?;
+        let kvm = Host::open(config.cpus())?;
+        trace.mark(Stage::KvmReady);
 
-    let (ports, output, line_ended) = make_console(config.console(), &machine)?;
-    let shared = Shared::new(Bus::default(), ports);
-    let threads = start_vcpus(config.cpus(), &kvm, &machine, &plan, &shared)?;
-    trace.mark(Stage::VcpusReady);
+        let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
+        let machine = kvm.create(&ram)?;
+        trace.mark(Stage::MemoryReady);
 
-    let watched = line_ended.map(|fd| (fd, output.clone()));
-    let ended = threads.ended().try_clone().map_err(host("copying an event"))?;
-    let control = Control::new(ended, lifeline, watched).map_err(host("watching for signals"))?;
-    let cause = control.cause();
-    let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new().map_err(loop_failed)?;
-    events.add_subscriber(Box::new(control));
+        plan.load(&ram)?;
+        trace.mark(Stage::KernelMapped);
 
-    threads.wait_locked_in()?;
-    jail::lock_in(Thread::Main).map_err(host("locking in the main thread"))?;
-    trace.mark(Stage::Jailed);
+        let (bus, vsock) = devices::attach(config, &machine, &ram)?;
+        let (ports, output, line_ended) = make_console(config.console(), &machine)?;
+        let shared = Shared::new(bus, ports);
+        let threads = start_vcpus(config.cpus(), &kvm, &machine, &plan, &shared)?;
+        trace.mark(Stage::VcpusReady);
 
-    let first_run = threads.open_gate();
-    trace.mark_at(Stage::FirstRun, first_run);
-    on_started(trace);
-    let cause = loop {
-        if let Some(cause) = cause.get() {
-            break cause;
-        }
-        events.run().map_err(loop_failed)?;
-    };
-    let stop = threads.stop();
-    let evidence = Evidence::collect(cause, stop, &output, &ram, plan.kernel_range());
-    Ok(Evidence { exits: shared.counters.read(), ..evidence }.ending())
+        let watched = line_ended.map(|fd| (fd, output.clone()));
+        let ended = threads.ended().try_clone().map_err(host("copying an event"))?;
+        let control = Control::new(ended, lifeline, watched).map_err(host("watching for signals"))?;
+        let cause = control.cause();
+        let events = make_events(control, vsock)?;
+        threads.wait_locked_in()?;
+        Ok(Self { machine, ram, plan, shared, threads, output, events, cause })
+    }
+
+    /// Locks in the calling thread, runs the guest to its end and says what that was.
+    /// `on_started` is called once the guest runs.
+    ///
+    /// # Errors
+    /// [`VmError`] when it did not come to running, or the event loop failed.
+    pub fn run(mut self, trace: &mut Trace, on_started: impl FnOnce(&mut Trace)) -> Result<(Ending, Stopped), VmError> {
+        jail::lock_in(Thread::Main).map_err(host("locking in the main thread"))?;
+        trace.mark(Stage::Jailed);
+        trace.mark_at(Stage::FirstRun, self.threads.open_gate());
+        on_started(trace);
+        let cause = loop {
+            if let Some(cause) = self.cause.get() {
+                break cause;
+            }
+            self.events.run().map_err(loop_failed)?;
+        };
+        // A vCPU may be waiting for vsock to answer a reset: nobody will from here on.
+        drop(self.events);
+        let stop = self.threads.stop();
+        let evidence = Evidence::collect(cause, stop, &self.output, &self.ram, self.plan.kernel_range());
+        let ending = evidence.ending(self.shared.counters.read());
+        Ok((ending, Stopped { _shared: self.shared, _machine: self.machine }))
+    }
+}
+
+/// What is left of a VM when it has ended: its devices and KVM's part, given back on drop.
+#[derive(Debug)]
+pub struct Stopped {
+    _shared: Arc<Shared>,
+    _machine: Machine,
 }
 
 fn loop_failed(error: event_manager::Error) -> VmError {
     VmError::Host { step: "waiting for events", source: io::Error::other(error) }
+}
+
+fn make_events(control: Control, vsock: Option<VsockWorker>) -> Result<Events, VmError> {
+    let mut events = Events::new().map_err(loop_failed)?;
+    events.add_subscriber(Box::new(control));
+    if let Some(worker) = vsock {
+        events.add_subscriber(Box::new(worker));
+    }
+    Ok(events)
 }
 
 fn event() -> Result<EventFd, VmError> {
@@ -161,49 +213,6 @@ fn start_vcpus(
         vcpus.push(vcpu);
     }
     Ok(Threads::start(vcpus, shared, || jail::lock_in(Thread::Vcpu))?)
-}
-
-/// What is known once every vCPU has stopped.
-struct Evidence {
-    /// Why the event loop was left.
-    cause: Cause,
-    /// Why the first vCPU ended.
-    stop: Stop,
-    /// Whether the kernel marked its reset as that of a panic.
-    panicked: bool,
-    /// Console lines or, without a console, the kernel's log.
-    lines: Vec<String>,
-    exits: ExitCounts,
-}
-
-impl Evidence {
-    fn collect(cause: Cause, stop: Stop, output: &Output, ram: &GuestRam, kernel: (u64, u64)) -> Self {
-        let panicked = postmortem::panicked(ram);
-        let mut lines = output.tail(TAIL_LINES);
-        // An orderly end needs no inquest.
-        if lines.is_empty() && (panicked || stop != Stop::Reset) {
-            lines = postmortem::kernel_log(ram, kernel.0, kernel.1);
-        }
-        Self { cause, stop, panicked, lines, exits: ExitCounts::default() }
-    }
-
-    /// What the end of the VM was: the guest's doing if it did anything, else the host's wish.
-    fn ending(self) -> Ending {
-        let panic = self.lines.iter().find_map(|line| line.get(line.find(PANIC_MARK)?..)).map(str::to_owned);
-        let panicked = self.panicked || panic.is_some();
-        let (reason, detail) = match self.stop {
-            Stop::Reset | Stop::Shutdown if panicked => {
-                (Reason::Panic, panic.unwrap_or_else(|| "the guest's kernel panicked".to_owned()))
-            }
-            Stop::Reset => (Reason::Reset, "the guest asked for a reset".to_owned()),
-            Stop::Shutdown => (Reason::TripleFault, "the guest's CPU shut down (triple fault)".to_owned()),
-            Stop::Failed(text) => (Reason::HostError, text),
-            Stop::Asked => (Reason::Stopped, self.cause.describe().to_owned()),
-        };
-        let skip = self.lines.len().saturating_sub(TAIL_LINES);
-        let console_tail = self.lines.into_iter().skip(skip).collect();
-        Ending { reason, detail, console_tail, exits: self.exits }
-    }
 }
 
 #[cfg(test)]
