@@ -105,13 +105,13 @@ fn terminal_has_the_window_size(context: &Context) {
 
 fn json_tells_the_whole_run(context: &Context) {
     let outcome = context.sh(&["--json"], "echo out; echo err >&2; exit 3").run().code(3);
-    let all = outcome.text() + &outcome.stderr;
-    let line = all.lines().rev().find(|line| line.trim_start().starts_with('{'));
-    let value: serde_json::Value = serde_json::from_str(line.expect("a JSON line")).expect("valid JSON");
-    assert_eq!(value["exit_code"], 3, "{value}");
-    for key in ["place", "timeline"] {
+    let value: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
+    assert_eq!((&value["exit_code"], &value["timed_out"]), (&3.into(), &false.into()), "{value}");
+    assert_eq!((&value["stdout"], &value["stderr"]), (&"out\n".into(), &"err\n".into()), "{value}");
+    for key in ["place", "timeline", "usage"] {
         assert!(!value[key].is_null(), "no `{key}` in {value}");
     }
+    assert!(value["error"].is_null(), "{value}");
 }
 
 fn timeline_and_console_go_to_stderr(context: &Context) {

@@ -37,6 +37,11 @@ fn main() -> ExitCode {
         library::body(name);
         return ExitCode::SUCCESS;
     }
+    // The report has the text; what it lacks is the line.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        eprintln!("{} panicked at {place}", std::thread::current().name().unwrap_or("a thread"));
+    }));
     let filters: Vec<String> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
     let groups = [input::TESTS, contract::TESTS, library::TESTS, workspace::TESTS, faults::TESTS, lifecycle::TESTS];
     let all: Vec<Test> = groups.concat();
