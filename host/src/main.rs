@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `midge` command: a thin layer over the library of the same name.
+//!
+//! The same program is the first process of an emulated host, where it is called as `/init`.
 
 mod cli;
 
 fn main() -> std::process::ExitCode {
+    if midge::emulated::outpost::is_called() {
+        midge::emulated::outpost::main()
+    }
     cli::main()
 }

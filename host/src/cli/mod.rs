@@ -6,6 +6,8 @@
 
 mod bench;
 mod fail;
+mod image;
+mod kernel;
 mod run;
 
 use std::process::ExitCode;
@@ -48,16 +50,20 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:\n  \
-    midge run -- uname -a                              a command in a fresh virtual machine\n  \
-    midge run --workspace . -- python3 -m unittest     your project's tests; changes come back as a diff\n  \
-    midge run --tty -- bash                            a shell to look around in\n  \
-    midge doctor                                       what this machine can do, and what it lacks\n\n\
+    midge run -- uname -a                     a command in a fresh virtual machine\n  \
+    midge run --workspace . -- make test      your project's tests; changes come back as a diff\n  \
+    midge run --tty -- bash                   a shell to look around in\n  \
+    midge doctor                              what this machine can do, and what it lacks\n\n\
     Files: kernels and images are kept in $MIDGE_CACHE, else $XDG_CACHE_HOME/midge, else ~/.cache/midge.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a fresh virtual machine
     Run(run::RunArgs),
+    /// Build and list guest kernels
+    Kernel(kernel::KernelArgs),
+    /// Build and list root file systems
+    Image(image::ImageArgs),
     /// Measure, beside other monitors
     Bench(bench::BenchArgs),
 }
@@ -78,6 +84,8 @@ fn dispatch() -> u8 {
     }
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Kernel(args) => kernel::main(args),
+        Command::Image(args) => image::main(args),
         Command::Bench(args) => bench::main(args),
     }
 }

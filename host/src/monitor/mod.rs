@@ -84,6 +84,8 @@ pub struct Monitor {
 enum Life {
     /// A child process of ours.
     Native(native::Process),
+    /// A process on an emulated host.
+    Remote(place::Remote),
 }
 
 /// Receives console lines, when the guest has a console.
@@ -129,6 +131,7 @@ impl Monitor {
     pub fn close_lifeline(&mut self) {
         match &mut self.life {
             Life::Native(process) => process.close_lifeline(),
+            Life::Remote(remote) => remote.close_lifeline(),
         }
     }
 
@@ -136,6 +139,7 @@ impl Monitor {
     pub fn kill(&mut self) {
         match &mut self.life {
             Life::Native(process) => process.kill(),
+            Life::Remote(remote) => remote.kill(),
         }
     }
 
@@ -144,6 +148,7 @@ impl Monitor {
     pub fn place_name(&self) -> &'static str {
         match &self.life {
             Life::Native(_) => "native",
+            Life::Remote(_) => "emulated",
         }
     }
 
@@ -152,6 +157,7 @@ impl Monitor {
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
             Life::Native(process) => Some(process.pid()),
+            Life::Remote(_) => None,
         }
     }
 }

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::UnixListener;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::watch as channel;
 
 use super::watch::{Clock, Outlets, watch};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
+use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
 use crate::timeline::Recorder;
 
 /// Where VMs run.
@@ -19,6 +21,8 @@ pub enum Place {
         /// The `midge-vmm` binary.
         vmm: PathBuf,
     },
+    /// In an emulated host, which may be shared.
+    Emulated(Arc<EmulatedHost>),
 }
 
 /// Awaits connections from the guest to one port of its host.
@@ -30,6 +34,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Inner {
     Unix(UnixListener),
+    Remote(RemoteListener),
 }
 
 impl Listener {
@@ -40,11 +45,27 @@ impl Listener {
     pub async fn accept(&mut self) -> std::io::Result<Stream> {
         match &mut self.inner {
             Inner::Unix(listener) => Ok(listener.accept().await?.0.into()),
+            Inner::Remote(listener) => Ok(listener.accept().await?.into()),
         }
     }
 }
 
 impl Place {
+    /// `native` or `emulated`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Native { .. } => "native",
+            Self::Emulated(_) => "emulated",
+        }
+    }
+
+    /// Whether time passes there many times slower.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        matches!(self, Self::Emulated(_))
+    }
+
     /// Listens for the guest's connections to `port` of its host. Comes before [`Place::spawn`], so that
     /// the guest never finds the port closed. `socket` is the vsock's Unix socket of the sandbox `id`.
     ///
@@ -59,6 +80,10 @@ impl Place {
                 let listener =
                     UnixListener::bind(&path).map_err(|source| MonitorError::Listen { path: path.into(), source })?;
                 Ok(Listener { inner: Inner::Unix(listener) })
+            }
+            Self::Emulated(host) => {
+                let listener = host.listen(id, port).await.map_err(emulated("listen for the guest"))?;
+                Ok(Listener { inner: Inner::Remote(listener) })
             }
         }
     }
@@ -82,17 +107,60 @@ impl Place {
         recorder.note("spawn");
         let life = match self {
             Self::Native { vmm } => {
-                let line = config
-                    .to_line()
-                    .map_err(|error| MonitorError::Spawn { path: vmm.clone(), source: error.into() })?;
+                let line = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
                 let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line)?;
                 let status = async move { status.await.ok() };
                 tokio::spawn(watch(events, stderr, status, outlets(Clock::Ours)));
                 Life::Native(process)
             }
+            Self::Emulated(host) => {
+                let start = "start a monitor";
+                let line =
+                    line(config).map_err(|source| MonitorError::Emulated { action: start, source: source.into() })?;
+                let RemoteMonitor { events, stderr, status, lifeline } =
+                    host.spawn(id, &line).await.map_err(emulated(start))?;
+                let status = async move { status.await.ok() };
+                tokio::spawn(watch(events, stderr, status, outlets(Clock::Foreign)));
+                Life::Remote(Remote { host: Arc::clone(host), id: id.to_owned(), lifeline: Some(lifeline) })
+            }
         };
         let dialer = Dialer::new(self.clone(), id, socket);
         Ok(Monitor { dialer, ended, reaped, life })
+    }
+}
+
+fn line(config: &VmmConfig) -> std::io::Result<String> {
+    config.to_line().map_err(std::io::Error::other)
+}
+
+fn emulated(action: &'static str) -> impl FnOnce(EmulatedError) -> MonitorError {
+    move |error| MonitorError::Emulated { action, source: error.into() }
+}
+
+/// A monitor on an emulated host. It ends with its lifeline, and with the host.
+#[derive(Debug)]
+pub(super) struct Remote {
+    host: Arc<EmulatedHost>,
+    id: String,
+    lifeline: Option<OwnedWriteHalf>,
+}
+
+impl Remote {
+    pub(super) fn close_lifeline(&mut self) {
+        self.lifeline = None;
+    }
+
+    pub(super) fn kill(&mut self) {
+        self.lifeline = None;
+        // Nothing can be waited for here; should the message not arrive, the closed lifeline is enough.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (host, id) = (Arc::clone(&self.host), self.id.clone());
+            runtime.spawn(async move {
+                if let Err(error) = host.kill(&id).await {
+                    tracing::debug!(%error, id, "killing a monitor on the emulated host");
+                }
+            });
+        }
     }
 }
 
@@ -121,6 +189,10 @@ impl Dialer {
             Place::Native { .. } => {
                 let connected = stream::connect_unix(&self.socket, port).await;
                 Ok(connected.map_err(|source| MonitorError::Connect { port, source })?.into())
+            }
+            Place::Emulated(host) => {
+                let connected = host.connect(&self.id, port).await;
+                Ok(connected.map_err(emulated("connect to the guest"))?.into())
             }
         }
     }
