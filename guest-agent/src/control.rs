@@ -103,7 +103,7 @@ fn obey(conversation: &mut Conversation, power: Power, gate: &Gate) -> Result<()
             ToAgent::Quiesce => ToHost::Done,
             ToAgent::Shutdown => {
                 conversation.send(&ToHost::Done)?;
-                std::process::exit(0)
+                leave()
             }
             other => {
                 let text = format!("received `{}` on the control conversation", other.name());
@@ -114,6 +114,12 @@ fn obey(conversation: &mut Conversation, power: Power, gate: &Gate) -> Result<()
         conversation.send(&answer)?;
     }
     Ok(())
+}
+
+/// What a reset is to a process among others.
+#[expect(clippy::exit, reason = "the process stands for a machine that is reset")]
+fn leave() -> ! {
+    std::process::exit(0)
 }
 
 fn unsupported(text: &str) -> Failure {

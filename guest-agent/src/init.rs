@@ -86,8 +86,9 @@ fn mount_kernel(fs_type: &str, target: &str, flags: u64, data: &str) -> io::Resu
 
 /// Everything that commands need: `/proc`, `/dev`, the root file system, the workspace.
 pub(crate) fn before_hello(stages: &mut Stages) -> Result<(), InitError> {
-    step("mounting /proc", mount_kernel("proc", "/proc", NO_SUID_DEV_EXEC, ""))?;
     step("mounting /dev", mount_kernel("devtmpfs", "/dev", NO_SUID_EXEC, "mode=0755"))?;
+    step("opening /dev/null", fill_standard_files())?;
+    step("mounting /proc", mount_kernel("proc", "/proc", NO_SUID_DEV_EXEC, ""))?;
     let words = step("reading /proc/cmdline", fs::read_to_string("/proc/cmdline"))?;
     let request = cmdline::parse(&words)?;
     stages.mark("devices");
@@ -98,6 +99,17 @@ pub(crate) fn before_hello(stages: &mut Stages) -> Result<(), InitError> {
         stages.mark("root");
     }
     Ok(())
+}
+
+/// A kernel without a console starts PID 1 with no open file; the numbers 0 to 2 must not go to anything else.
+fn fill_standard_files() -> io::Result<()> {
+    loop {
+        let file = fs::File::options().read(true).write(true).open("/dev/null")?;
+        if std::os::fd::AsRawFd::as_raw_fd(&file) > 2 {
+            return Ok(());
+        }
+        std::mem::forget(file);
+    }
 }
 
 fn mount_disk(disk: &Disk, target: &str, flags: u64) -> Result<(), InitError> {

@@ -6,6 +6,7 @@
 //!
 //! `midge-agent --serve-unix DIR` serves the same conversations to processes of one machine, for tests: it takes them
 //! at `DIR/agent.sock` and calls `DIR/ready.sock`; nothing is mounted. `--overlay UPPER MERGED` names a workspace.
+#![cfg_attr(not(test), no_main)]
 
 mod cgroup;
 mod cmdline;
@@ -23,7 +24,6 @@ mod users;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::thread;
 
 use crate::control::{Power, Report};
@@ -41,7 +41,9 @@ static GATE: Gate = Gate::new();
 const USAGE: &str = "midge-agent is PID 1 of a Midge guest and is not started by hand.\n\
     For tests: midge-agent --serve-unix DIR [--overlay UPPER MERGED]";
 
-fn main() -> ExitCode {
+/// The program, from `sys/entry.rs`. Answers the exit code; PID 1 never does.
+#[cfg_attr(test, expect(dead_code, reason = "tests have an entry point of their own"))]
+pub(crate) fn start() -> u8 {
     ignore_broken_pipes();
     share_one_heap();
     set_umask(0o022);
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!("{USAGE}");
-            ExitCode::from(2)
+            2
         }
     }
 }
@@ -81,7 +83,7 @@ fn run_guest() -> ! {
 }
 
 /// A process among others.
-fn serve_unix(dir: PathBuf, overlays: Overlays) -> ExitCode {
+fn serve_unix(dir: PathBuf, overlays: Overlays) -> u8 {
     set_overlays(overlays);
     let host = Host::Unix(dir);
     match host.listen() {
@@ -91,7 +93,7 @@ fn serve_unix(dir: PathBuf, overlays: Overlays) -> ExitCode {
         }
         Err(error) => {
             eprintln!("midge-agent: listening for conversations: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -2,6 +2,8 @@
 //! The system calls that the standard library does not offer: the only place of the agent with `unsafe`.
 //! Each function checks what the kernel answers; none keeps state.
 
+#[cfg(not(test))]
+mod entry;
 pub(crate) mod fd;
 pub(crate) mod machine;
 pub(crate) mod process;

@@ -74,11 +74,11 @@ struct Place {
     is_merged: bool,
 }
 
-/// Tells `tell` every change, a file's with the path of its content.
-fn walk(
-    overlay: &Overlay,
-    tell: &mut dyn FnMut(&Change, Option<&Path>) -> Result<(), FileError>,
-) -> Result<(), FileError> {
+/// Takes a change, a file's with the path of its content.
+type Tell<'a> = dyn FnMut(&Change, Option<&Path>) -> Result<(), FileError> + 'a;
+
+/// Tells every change.
+fn walk(overlay: &Overlay, tell: &mut Tell<'_>) -> Result<(), FileError> {
     let mut pending = vec![Place { name: PathBuf::new(), is_merged: false }];
     while let Some(Place { name, is_merged }) = pending.pop() {
         let path = if is_merged { overlay.merged.join(&name) } else { overlay.upper.join(&name) };

@@ -96,6 +96,9 @@ pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
+/// IFF_UP and IFF_RUNNING of netdevice(7).
+const UP_AND_RUNNING: libc::c_short = 0x1 | 0x40;
+
 /// Brings the loopback interface up.
 pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: takes three numbers and answers a new descriptor.
@@ -105,8 +108,10 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     let mut request = std::mem::MaybeUninit::<libc::ifreq>::zeroed();
     // SAFETY: all-zero bytes are an `ifreq`.
     let request = unsafe { request.assume_init_mut() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    for (place, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *place = byte.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = UP_AND_RUNNING;
     // SAFETY: the kernel reads one `ifreq` with a name that ends with NUL.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const *request) }).map(drop)
 }

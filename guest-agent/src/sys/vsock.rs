@@ -14,6 +14,12 @@ const HOST_CID: u32 = 2;
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 128;
 
+/// AF_VSOCK, as an address holds it.
+const FAMILY: libc::sa_family_t = 40;
+/// Length of an address, in bytes.
+const ADDRESS_BYTES: libc::socklen_t = 16;
+const _: () = assert!(size_of::<libc::sockaddr_vm>() == 16 && libc::AF_VSOCK == 40);
+
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener(OwnedFd);
@@ -26,14 +32,9 @@ fn socket() -> io::Result<OwnedFd> {
 }
 
 fn address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
-    let address = libc::sockaddr_vm {
-        svm_family: libc::AF_VSOCK as libc::sa_family_t,
-        svm_reserved1: 0,
-        svm_port: port,
-        svm_cid: cid,
-        svm_zero: [0; 4],
-    };
-    (address, size_of::<libc::sockaddr_vm>() as libc::socklen_t)
+    let address =
+        libc::sockaddr_vm { svm_family: FAMILY, svm_reserved1: 0, svm_port: port, svm_cid: cid, svm_zero: [0; 4] };
+    (address, ADDRESS_BYTES)
 }
 
 /// Listens on `port` for the host.
