@@ -46,6 +46,13 @@ pub struct Change {
     pub starts_by_itself: bool,
 }
 
+impl Change {
+    /// Number of the spool file with its data; a change of mode alone has none.
+    pub(crate) fn spooled(&self) -> Option<u32> {
+        self.after.as_ref().filter(|_| self.kind != ChangeKind::ModeChanged).and_then(number)
+    }
+}
+
 /// An entry as the run left it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct After {

@@ -3,7 +3,7 @@
 //! nothing in it can steer the terminal. Work and memory for one file are bounded, whatever the guest made of it.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use similar::{ChangeTag, TextDiff};
 
@@ -24,11 +24,23 @@ pub struct DiffOptions {
     pub context_lines: usize,
     /// After this time a file's diff gets coarser instead of better.
     pub file_timeout_ms: u64,
+    /// Files after this many bytes of diff are not shown.
+    pub total_max_bytes: u64,
+    /// After this time all diffs are coarse.
+    pub total_timeout_ms: u64,
 }
 
 impl Default for DiffOptions {
     fn default() -> Self {
-        Self { color: false, for_terminal: true, file_max_bytes: 1 << 20, context_lines: 3, file_timeout_ms: 1000 }
+        Self {
+            color: false,
+            for_terminal: true,
+            file_max_bytes: 1 << 20,
+            context_lines: 3,
+            file_timeout_ms: 1000,
+            total_max_bytes: 8 << 20,
+            total_timeout_ms: 10_000,
+        }
     }
 }
 
@@ -53,12 +65,24 @@ pub struct LineCounts {
 }
 
 impl ChangeSet {
-    /// Writes the diff of all changed files and links; directories have none.
+    /// Writes the diff of all changed files and links; directories have none. Where the limits of `options` cut it, the last
+    /// line says so.
     ///
     /// # Errors
     /// What `out`, the image or the spool say.
     pub fn write_diff(&self, out: &mut dyn Write, options: &DiffOptions) -> io::Result<()> {
-        self.changes().iter().try_for_each(|change| self.write_change_diff(change, out, options))
+        let start = Instant::now();
+        let mut out = Counted { out, bytes: 0 };
+        for (index, change) in self.changes().iter().enumerate() {
+            if out.bytes > options.total_max_bytes {
+                let (left, bytes) = (self.changes().len() - index, out.bytes);
+                return writeln!(out, "... {left} more changes are not shown: the diff has {bytes} bytes");
+            }
+            let spent_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let file_timeout_ms = options.file_timeout_ms.min(options.total_timeout_ms.saturating_sub(spent_ms));
+            self.write_change_diff(change, &mut out, &DiffOptions { file_timeout_ms, ..*options })?;
+        }
+        Ok(())
     }
 
     /// Writes the diff of one change.
@@ -217,6 +241,24 @@ fn terminal_line(line: &[u8]) -> String {
     };
     let parts: Vec<String> = line.split(|byte| *byte == b'\t').map(printable).collect();
     parts.join("\t") + end
+}
+
+/// Counts what passes through.
+struct Counted<'a> {
+    out: &'a mut dyn Write,
+    bytes: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = self.out.write(bytes)?;
+        self.bytes += len as u64;
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use super::apply::ApplyReport;
 use super::changes::{After, AfterContent, Change, ChangeKind, ChangeSet};
@@ -25,6 +26,9 @@ l  show the list again
 
 /// Lists longer than this are cut in text; JSON has them all.
 pub const LISTED_MAX: usize = 500;
+
+/// After this time a list tells sizes instead of counting lines.
+const COUNTING_MAX: Duration = Duration::from_secs(2);
 
 /// What an answer to [`PROMPT`] means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +144,10 @@ impl<'a> EachFile<'a> {
 /// deleted; a leading `!` is not applied unless allowed by name, a leading `*` deserves a look.
 #[must_use]
 pub fn line(set: &ChangeSet, change: &Change) -> String {
+    line_with(set, change, true)
+}
+
+fn line_with(set: &ChangeSet, change: &Change, counts_lines: bool) -> String {
     let letter = match change.kind {
         ChangeKind::Added => 'A',
         ChangeKind::Modified => 'M',
@@ -157,7 +165,7 @@ pub fn line(set: &ChangeSet, change: &Change) -> String {
         (None, Some(entry)) if entry.content == Content::Dir => "/",
         _ => "",
     };
-    let mut text = format!("{mark}{letter}  {}{slash}{}", change.path, details(set, change));
+    let mut text = format!("{mark}{letter}  {}{slash}{}", change.path, details(set, change, counts_lines));
     if let Some(guard) = change.guard {
         let _ = write!(text, "  ({})", guard.text());
     } else if change.starts_by_itself {
@@ -166,7 +174,7 @@ pub fn line(set: &ChangeSet, change: &Change) -> String {
     text
 }
 
-fn details(set: &ChangeSet, change: &Change) -> String {
+fn details(set: &ChangeSet, change: &Change, counts_lines: bool) -> String {
     let modes = match (&change.before, &change.after) {
         (Some(before), Some(after)) if before.mode != after.mode && !is_link(after) => {
             format!("  {:04o} -> {:04o}", before.mode, after.mode)
@@ -178,6 +186,9 @@ fn details(set: &ChangeSet, change: &Change) -> String {
     }
     let content = match &change.after {
         Some(After { content: AfterContent::Symlink { target }, .. }) => format!(" -> {}", printable(target)),
+        Some(After { content: AfterContent::File { size, .. }, .. }) if !counts_lines => {
+            format!("  {}", human_bytes(*size))
+        }
         Some(After { content: AfterContent::File { size, .. }, .. }) => counted(set, change, *size),
         Some(After { content: AfterContent::Dir, .. }) | None => String::new(),
     };
@@ -189,7 +200,8 @@ fn is_link(after: &After) -> bool {
 }
 
 fn counted(set: &ChangeSet, change: &Change, size: u64) -> String {
-    match set.line_counts(change, &DiffOptions::default()) {
+    let options = DiffOptions { file_timeout_ms: 100, ..DiffOptions::default() };
+    match set.line_counts(change, &options) {
         Ok(Some(counts)) => format!("  +{} -{}", counts.added, counts.removed),
         _ => format!("  {}", human_bytes(size)),
     }
@@ -202,8 +214,9 @@ pub fn list(set: &ChangeSet) -> String {
         return "No changes.\n".into();
     }
     let mut text = String::new();
+    let start = Instant::now();
     for change in set.changes().iter().take(LISTED_MAX) {
-        text.push_str(&line(set, change));
+        text.push_str(&line_with(set, change, start.elapsed() < COUNTING_MAX));
         text.push('\n');
     }
     if set.changes().len() > LISTED_MAX {

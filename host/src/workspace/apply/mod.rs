@@ -17,6 +17,7 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub use write::{NoFaults, Step, Steps};
@@ -24,7 +25,7 @@ pub use write::{NoFaults, Step, Steps};
 use self::host_tree::HostTree;
 use self::order::Outcome;
 use super::WorkspaceError;
-use super::changes::{After, AfterContent, Change, ChangeKind, ChangeSet};
+use super::changes::{Change, ChangeSet};
 use super::guard::Guard;
 use super::path::RelPath;
 
@@ -37,6 +38,9 @@ pub struct ApplyOptions {
     pub allow_git_internals: bool,
     /// Apply what [`Guard::LinkLeavesTree`] would refuse.
     pub allow_outside_links: bool,
+    /// The new directory for the run's version of what was not applied, made only when there is something to keep; `None`:
+    /// a new one in the system's directory for temporary files.
+    pub keep_in: Option<PathBuf>,
 }
 
 /// What [`ChangeSet::apply`] did, each list in the order of the paths.
@@ -50,7 +54,8 @@ pub struct ApplyReport {
     pub conflicts: Vec<(RelPath, Conflict)>,
     /// Not applied because the system refused: what was attempted and what it said.
     pub failed: Vec<(RelPath, String)>,
-    /// Where the run's version of refused, conflicting and failed files is, if there are any; the caller's to remove.
+    /// Where the run's version of refused, conflicting and failed files is, under their own paths and readable by the user
+    /// only, if there are any; the user's to remove.
     pub kept_in: Option<PathBuf>,
 }
 
@@ -127,33 +132,54 @@ impl ChangeSet {
                 Outcome::Failed(text) => report.failed.push((path.clone(), text)),
             }
         }
-        self.keep_rest(&mut report)?;
+        self.keep_rest(&mut report, options.keep_in.as_deref())?;
         Ok(report)
     }
 
-    /// Gives the run's version of what was not applied a name that the user recognises, and keeps it.
-    fn keep_rest(&self, report: &mut ApplyReport) -> Result<(), WorkspaceError> {
+    /// Saves the run's version of what was not applied from going away with the spool, under names that the user recognises.
+    fn keep_rest(&self, report: &mut ApplyReport, keep_in: Option<&Path>) -> Result<(), WorkspaceError> {
         let refused = report.refused.iter().map(|(path, _)| path);
         let conflicts = report.conflicts.iter().map(|(path, _)| path);
         let failed = report.failed.iter().map(|(path, _)| path);
         let paths: BTreeSet<&RelPath> = refused.chain(conflicts).chain(failed).collect();
-        let kept = self.spool_path().join("kept");
+        let mut kept_in = None;
         for change in self.changes().iter().filter(|change| paths.contains(&change.path)) {
-            let Some(After { content: AfterContent::File { number, .. }, .. }) = &change.after else { continue };
-            if change.kind == ChangeKind::ModeChanged {
-                continue;
-            }
-            let to = kept.join(change.path.as_path());
-            let io = |source| WorkspaceError::Io { attempt: "keep the run's version at", path: to.clone(), source };
-            std::fs::create_dir_all(to.parent().unwrap_or(&kept)).map_err(io)?;
-            match std::fs::hard_link(self.spool().data(*number), &to) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io(error)),
-                _ => {}
-            }
-            report.kept_in = Some(kept.clone());
-            self.keep_spool();
+            let Some(number) = change.spooled() else { continue };
+            let top = match kept_in.take() {
+                Some(top) => top,
+                None => make_kept(keep_in)?,
+            };
+            let to = top.join(change.path.as_path());
+            keep(&self.spool().data(number), &to).map_err(|source| WorkspaceError::Io {
+                attempt: "keep the run's version at",
+                path: to,
+                source,
+            })?;
+            kept_in = Some(top);
         }
+        report.kept_in = kept_in;
         Ok(())
+    }
+}
+
+fn make_kept(keep_in: Option<&Path>) -> Result<PathBuf, WorkspaceError> {
+    let made = match keep_in {
+        Some(dir) => std::fs::DirBuilder::new().mode(0o700).create(dir).map(|()| dir.to_path_buf()),
+        None => tempfile::Builder::new().prefix("midge-kept-").tempdir().map(tempfile::TempDir::keep),
+    };
+    made.map_err(|source| {
+        let path = keep_in.map_or_else(std::env::temp_dir, Path::to_path_buf);
+        WorkspaceError::Io { attempt: "make a directory for what was not applied in", path, source }
+    })
+}
+
+fn keep(from: &Path, to: &Path) -> std::io::Result<()> {
+    if let Some(dir) = to.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => std::fs::copy(from, to).map(drop),
+        linked => linked,
     }
 }
 

@@ -15,7 +15,13 @@ use super::super::spool::{GuestEntry, GuestKind};
 use super::*;
 
 fn apply(fixture: &Fixture, set: &ChangeSet) -> ApplyReport {
-    set.apply(&fixture.top, &ApplyOptions::default()).unwrap()
+    set.apply(&fixture.top, &options(fixture)).unwrap()
+}
+
+/// The default, but nothing is kept outside the fixture.
+fn options(fixture: &Fixture) -> ApplyOptions {
+    let number = std::fs::read_dir(fixture.dir.path()).unwrap().count();
+    ApplyOptions { keep_in: Some(fixture.dir.path().join(format!("kept-{number}"))), ..ApplyOptions::default() }
 }
 
 fn conflicts(report: &ApplyReport) -> Vec<(String, Conflict)> {
@@ -70,7 +76,7 @@ fn only_what_was_chosen_is_applied_with_the_directories_it_needs() {
     let both: Tree = base().into_iter().chain(after).collect();
     let set = fixture.changes(&upper(&base(), &both));
     let only = BTreeSet::from([RelPath::parse(b"n/m/x").unwrap()]);
-    let report = set.apply(&fixture.top, &ApplyOptions { only: Some(only), ..ApplyOptions::default() }).unwrap();
+    let report = set.apply(&fixture.top, &ApplyOptions { only: Some(only), ..options(&fixture) }).unwrap();
     assert_eq!(report.applied.len(), 1);
     let expected: Tree = base().into_iter().chain(tree(&[("n/m/x", file("x"))])).collect();
     assert_eq!(read(&fixture.top), expected);
@@ -93,8 +99,22 @@ fn a_host_file_changed_since_is_left_and_the_runs_version_kept() {
     assert!(fixture.top.join("keep/in").exists(), "the others are applied");
     let kept = report.kept_in.unwrap();
     drop(set);
+    assert_eq!(kept.metadata().unwrap().mode() & 0o777, 0o700);
+    assert_eq!(kept.join("a/g").metadata().unwrap().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read(kept.join("a/g")).unwrap(), b"changed");
     assert_eq!(std::fs::read(kept.join("n/x")).unwrap(), b"new");
+}
+
+#[test]
+fn without_a_place_given_what_is_not_applied_is_kept_among_temporary_files() {
+    let fixture = Fixture::new(&base());
+    let set = fixture.changes(&[guest_file("a/g", b"changed")]);
+    std::fs::write(fixture.top.join("a/g"), "hosts").unwrap();
+    let report = set.apply(&fixture.top, &ApplyOptions::default()).unwrap();
+    let kept = report.kept_in.unwrap();
+    assert!(kept.starts_with(std::env::temp_dir()));
+    assert_eq!(std::fs::read(kept.join("a/g")).unwrap(), b"changed");
+    std::fs::remove_dir_all(kept).unwrap();
 }
 
 #[test]
@@ -180,8 +200,8 @@ fn a_link_of_the_guests_never_leads_a_write_out() {
         link(b"a", target),
         guest_file("a/g", b"evil"),
     ]);
-    let all = ApplyOptions { allow_outside_links: true, ..ApplyOptions::default() };
-    for options in [ApplyOptions::default(), all] {
+    let all = ApplyOptions { allow_outside_links: true, ..options(&fixture) };
+    for options in [options(&fixture), all] {
         set.apply(&fixture.top, &options).unwrap();
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     }
@@ -203,7 +223,7 @@ fn links_out_and_git_internals_are_refused_unless_allowed() {
     assert_eq!(report.refused.len(), 4);
     assert_eq!(read(&fixture.top), before);
     assert_eq!(std::fs::read(report.kept_in.unwrap().join(".git/hooks/pre-commit")).unwrap(), b"evil");
-    let allowed = ApplyOptions { allow_git_internals: true, allow_outside_links: true, only: None };
+    let allowed = ApplyOptions { allow_git_internals: true, allow_outside_links: true, ..options(&fixture) };
     assert!(set.apply(&fixture.top, &allowed).unwrap().is_complete());
     assert_eq!(read(&fixture.top), after);
 }
@@ -310,7 +330,7 @@ fn whichever_step_fails_each_file_is_old_or_new_and_a_second_apply_completes() {
         let fixture = Fixture::new(&base());
         let set = fixture.changes(&upper(&base(), &edited()));
         let mut fault = FaultAt { left: steps, crash: false };
-        let report = set.apply_with(&fixture.top, &ApplyOptions::default(), &mut fault).unwrap();
+        let report = set.apply_with(&fixture.top, &options(&fixture), &mut fault).unwrap();
         let failed = fault.left > 1 << 20;
         assert_old_or_new(&read(&fixture.top));
         assert_eq!(temporaries(&fixture.top), 0);
@@ -336,7 +356,7 @@ fn a_crash_at_any_step_leaves_each_file_old_or_new() {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            set.apply_with(&fixture.top, &ApplyOptions::default(), &mut fault).map(drop)
+            set.apply_with(&fixture.top, &options(&fixture), &mut fault).map(drop)
         }));
         std::panic::set_hook(hook);
         assert_old_or_new(&read(&fixture.top));
@@ -409,7 +429,7 @@ proptest! {
     fn applying_gives_the_tree_the_run_left(before in random_tree(), after in random_tree()) {
         let fixture = Fixture::new(&before);
         let set = fixture.changes(&upper(&before, &after));
-        let all = ApplyOptions { allow_outside_links: true, ..ApplyOptions::default() };
+        let all = ApplyOptions { allow_outside_links: true, ..options(&fixture) };
         let report = set.apply(&fixture.top, &all).unwrap();
         prop_assert!(report.is_complete(), "{:?}", report);
         prop_assert_eq!(read(&fixture.top), after);
@@ -422,7 +442,7 @@ proptest! {
         let set = fixture.changes(&upper(&before, &after));
         std::fs::remove_dir_all(&fixture.top).unwrap();
         super::super::fixture::write(&host, &fixture.top);
-        let all = ApplyOptions { allow_outside_links: true, ..ApplyOptions::default() };
+        let all = ApplyOptions { allow_outside_links: true, ..options(&fixture) };
         let report = set.apply(&fixture.top, &all).unwrap();
         let found = read(&fixture.top);
         let content = |item: Option<&Item>| match item {

@@ -88,6 +88,19 @@ fn a_hostile_pair_of_files_takes_bounded_time() {
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
+#[test]
+fn a_diff_of_very_many_files_is_cut_and_says_so() {
+    let fixture = Fixture::new(&tree(&[]));
+    let report: Vec<_> = (0..20).map(|number| guest_file(&format!("f{number:02}"), &[b'x'; 1000])).collect();
+    let set = fixture.changes(&report);
+    let text = diff(&set, &DiffOptions { total_max_bytes: 3000, ..plain() });
+    assert!(text.len() < 5000 && text.contains("b/f02") && !text.contains("b/f03"), "{text}");
+    assert!(text.ends_with(" bytes\n") && text.contains("... 17 more changes are not shown"), "{text}");
+    assert!(!diff(&set, &plain()).contains("not shown"));
+    let hurried = diff(&set, &DiffOptions { total_timeout_ms: 0, ..plain() });
+    assert_eq!(hurried.matches("\n+xxx").count(), 20, "without time the diffs are coarse but whole");
+}
+
 /// A tree as git sees it: no empty directories, and of modes only whether the owner may execute.
 fn as_git_sees(tree: &Tree) -> Tree {
     let normal = |item: &Item| match item {
