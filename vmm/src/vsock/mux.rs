@@ -55,12 +55,14 @@ pub enum Action {
 pub enum Turn {
     /// A packet without payload.
     Packet([u8; HEADER_LEN_BYTES]),
-    /// Up to `limit_bytes` of the connection's socket; then settle it.
+    /// Up to `limit_bytes` of the connection's socket; then [`Mux::on_read`], and settle it.
     Read {
         /// Whose socket.
         id: ConnectionId,
         /// The least of the guest's credit and the share of one turn; not 0.
         limit_bytes: u32,
+        /// What is likely to be there: no more room needs to be reserved.
+        expected_bytes: u32,
     },
 }
 
@@ -209,10 +211,11 @@ impl Mux {
         self.insert(Connection::from_host(ports, window_bytes, now_ms), now_ms)
     }
 
-    /// The connection's socket may have bytes, or its end; settle it afterwards.
-    pub fn set_readable(&mut self, id: ConnectionId) {
+    /// The connection's socket may have bytes, and behind them its end; settle it afterwards.
+    pub fn set_readable(&mut self, id: ConnectionId, has_end: bool) {
         if let Some(slot) = self.table.slot(id) {
             slot.is_readable = true;
+            slot.has_end |= has_end;
         }
     }
 
@@ -246,6 +249,7 @@ impl Mux {
         slot.has_turn = false;
         let is_readable = slot.is_readable;
         let has_put_off = slot.has_put_off;
+        let expected_bytes = slot.expected_bytes;
         let connection = slot.connection()?;
         let limit_bytes = connection.sendable_bytes().min(TURN_BYTES);
         let can_read = is_readable && limit_bytes != 0;
@@ -258,7 +262,7 @@ impl Mux {
                 self.settle(id, now_ms);
                 Some(Turn::Packet(packet.encode(guest_cid)))
             }
-            None => can_read.then_some(Turn::Read { id, limit_bytes }),
+            None => can_read.then_some(Turn::Read { id, limit_bytes, expected_bytes }),
         }
     }
 
@@ -269,10 +273,14 @@ impl Mux {
         Some(connection.transmit_data(len_bytes).encode(guest_cid))
     }
 
-    /// The connection's socket would block: no turn until it is readable again.
-    pub fn set_drained(&mut self, id: ConnectionId) {
+    /// A read of the connection's socket that could have taken `room_bytes` found `found_bytes`.
+    /// Less than it could have taken: the socket is empty, and has no turn until it is readable
+    /// again, unless its end has still to be read.
+    pub fn on_read(&mut self, id: ConnectionId, found_bytes: u32, room_bytes: u32) {
         if let Some(slot) = self.table.slot(id) {
-            slot.is_readable = false;
+            let is_full = found_bytes >= room_bytes;
+            slot.is_readable = is_full || (slot.has_end && found_bytes != 0);
+            slot.expected_bytes = if is_full { found_bytes.saturating_mul(2) } else { found_bytes };
         }
     }
 

@@ -90,6 +90,8 @@ impl Interest {
 pub struct Readiness {
     /// There may be something to read: bytes, the end, an error.
     pub read: bool,
+    /// The end is there, behind the bytes.
+    pub end: bool,
     /// There may be room to write.
     pub write: bool,
     /// Its peer takes nothing more.
@@ -109,11 +111,9 @@ impl Events {
         self.list.iter().take(self.count).map(|event| {
             let set = event.event_set();
             let gone = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
-            let readiness = Readiness {
-                read: gone || set.intersects(EventSet::IN | EventSet::READ_HANG_UP),
-                write: set.contains(EventSet::OUT),
-                gone,
-            };
+            let end = gone || set.contains(EventSet::READ_HANG_UP);
+            let readiness =
+                Readiness { read: end || set.contains(EventSet::IN), end, write: set.contains(EventSet::OUT), gone };
             (Token::from_bits(event.data()), readiness)
         })
     }
@@ -234,14 +234,14 @@ mod tests {
         poller.add(&ours, Token::Client(7)).unwrap();
         assert_eq!(tokens(&poller), []);
         std::io::Write::write_all(&mut &theirs, b"x").unwrap();
-        let readable = Readiness { read: true, write: false, gone: false };
+        let readable = Readiness { read: true, end: false, write: false, gone: false };
         assert_eq!(tokens(&poller), [(Token::Client(7), readable)]);
         assert_eq!(tokens(&poller), [], "an edge is told once");
         poller.modify(&ours, Token::Client(8), Interest::ReadWrite).unwrap();
-        let both = Readiness { read: true, write: true, gone: false };
+        let both = Readiness { read: true, end: false, write: true, gone: false };
         assert_eq!(tokens(&poller), [(Token::Client(8), both)]);
         drop(theirs);
-        assert!(tokens(&poller).iter().all(|(_, readiness)| readiness.gone));
+        assert!(tokens(&poller).iter().all(|(_, readiness)| readiness.gone && readiness.end));
         poller.remove(&ours);
         poller.remove(&ours);
     }

@@ -60,6 +60,10 @@ pub struct Slot {
     connection: Option<Connection>,
     /// The host's socket may have bytes, or its end.
     pub is_readable: bool,
+    /// Its end is there behind the bytes, and must be read too.
+    pub has_end: bool,
+    /// What the next read is likely to find.
+    pub expected_bytes: u32,
     /// Its place stands in the list of turns. Stays true when the connection is removed: the entry is still
     /// there, and will be the next connection's, so that the list never outgrows the table.
     pub has_turn: bool,
@@ -162,6 +166,8 @@ impl Table {
         assert!(before.is_none(), "two connections with the same ports");
         slot.connection = Some(connection);
         slot.is_readable = false;
+        slot.has_end = false;
+        slot.expected_bytes = 0;
         slot.has_put_off = false;
         Some(ConnectionId { place, generation: slot.generation })
     }

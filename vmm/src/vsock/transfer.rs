@@ -29,6 +29,11 @@ const ROUNDS_MAX: u32 = 8;
 /// Most rx chains filled by one read: Linux offers buffers of 4 KiB, and this is a full turn.
 const BATCH_MAX: usize = SLICES_MAX / 2;
 
+/// How long the guest may be left without word that its packets were taken, unless something else
+/// is told to it: an interrupt costs it more than its packets, and it needs this one for memory
+/// only.
+const TX_TELL_MS: u64 = 2;
+
 /// What the guest's driver gave: queues, kicks, the interrupt.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -41,6 +46,10 @@ pub(super) struct Link {
     pub(super) is_reset_event_due: bool,
     /// A queue is latched: nothing is served any more.
     pub(super) is_broken: bool,
+    /// Tx chains given back of which the guest has not been told.
+    tx_untold: u16,
+    /// When it is to be told at the latest.
+    tx_deadline_ms: Option<u64>,
     /// Reserved rx chains of one read; empty between turns, kept for its memory.
     batch: Vec<Chain>,
 }
@@ -50,17 +59,41 @@ impl Link {
     pub(super) fn new(activation: Activation) -> Option<Self> {
         let Activation { queues, kicks, interrupt, .. } = activation;
         let [rx, tx, event] = <[Queue; 3]>::try_from(queues).ok()?;
-        let batch = Vec::with_capacity(BATCH_MAX);
-        Some(Self { rx, tx, event, kicks, interrupt, is_reset_event_due: false, is_broken: false, batch })
+        Some(Self {
+            rx,
+            tx,
+            event,
+            kicks,
+            interrupt,
+            is_reset_event_due: false,
+            is_broken: false,
+            tx_untold: 0,
+            tx_deadline_ms: None,
+            batch: Vec::with_capacity(BATCH_MAX),
+        })
     }
 
-    /// One interrupt for all that was used since the last, if the guest wants any.
-    fn notify(&mut self) -> Result<(), GuestFault> {
+    /// When [`VsockWorker::pump`] must be called, at the latest.
+    pub(super) fn deadline_ms(&self) -> Option<u64> {
+        self.tx_deadline_ms
+    }
+
+    /// One interrupt for all that was used since the last, if the guest wants any. Given tx chains
+    /// alone are no reason for one, until they are many or have waited.
+    fn notify(&mut self, now_ms: u64) -> Result<(), GuestFault> {
         let rx = self.rx.needs_notification()?;
-        let tx = self.tx.needs_notification()?;
         let event = self.event.needs_notification()?;
-        if rx || tx || event {
-            self.interrupt.signal_used();
+        let is_late = self.tx_deadline_ms.is_some_and(|deadline_ms| deadline_ms <= now_ms);
+        let are_many = self.tx_untold >= self.tx.size().div_ceil(8);
+        if rx || event || is_late || are_many {
+            let tx = self.tx.needs_notification()?;
+            self.tx_untold = 0;
+            self.tx_deadline_ms = None;
+            if rx || event || tx {
+                self.interrupt.signal_used();
+            }
+        } else if self.tx_untold > 0 && self.tx_deadline_ms.is_none() {
+            self.tx_deadline_ms = Some(now_ms.saturating_add(TX_TELL_MS));
         }
         Ok(())
     }
@@ -120,7 +153,7 @@ impl VsockWorker {
             let Some(link) = self.link.as_mut() else {
                 return Ok(false);
             };
-            link.notify()?;
+            link.notify(self.now_ms)?;
             if packets == 0 && turns == 0 {
                 return Ok(false);
             }
@@ -154,6 +187,7 @@ impl VsockWorker {
             self.serve(chain.reader());
             if let Some(link) = self.link.as_mut() {
                 link.tx.push_used(chain)?;
+                link.tx_untold = link.tx_untold.saturating_add(1);
             }
         }
         Ok(packets)
@@ -215,7 +249,9 @@ impl VsockWorker {
             match self.mux.next_turn(self.now_ms) {
                 None => self.give_back(chain),
                 Some(Turn::Packet(header)) => self.send_packet(chain, &header)?,
-                Some(Turn::Read { id, limit_bytes }) => self.send_data(chain, id, limit_bytes)?,
+                Some(Turn::Read { id, limit_bytes, expected_bytes }) => {
+                    self.send_data(chain, id, limit_bytes, expected_bytes.min(limit_bytes))?;
+                }
             }
         }
         Ok(turns)
@@ -237,30 +273,41 @@ impl VsockWorker {
     }
 
     /// One turn of a connection: reads up to `limit_bytes` of its socket into as many chains as
-    /// that takes.
-    fn send_data(&mut self, first: Chain, id: ConnectionId, limit_bytes: u32) -> Result<(), GuestFault> {
+    /// `expected_bytes` take, or one.
+    fn send_data(
+        &mut self,
+        first: Chain,
+        id: ConnectionId,
+        limit_bytes: u32,
+        expected_bytes: u32,
+    ) -> Result<(), GuestFault> {
         let Some(link) = self.link.as_mut() else {
             return Ok(());
         };
         let mut batch = std::mem::take(&mut link.batch);
         let mut room_bytes = payload_room(&first);
         batch.push(first);
-        while room_bytes < limit_bytes as usize && batch.len() < BATCH_MAX {
+        while room_bytes < expected_bytes as usize && batch.len() < BATCH_MAX {
             let Some(chain) = link.reserve_another()? else {
                 break;
             };
             room_bytes = room_bytes.saturating_add(payload_room(&chain));
             batch.push(chain);
         }
+        let slices = payload_slices(&batch, limit_bytes);
+        let room = u32::try_from(slices.len_bytes()).unwrap_or(u32::MAX);
         let incoming = match self.streams.get(id.index()) {
-            Some(Some(stream)) => stream.read(&payload_slices(&batch, limit_bytes)),
+            Some(Some(stream)) => stream.read(&slices),
             _ => Incoming::Empty,
         };
         match incoming {
-            Incoming::Bytes(count) => self.deliver(&mut batch, id, count)?,
-            Incoming::Empty => self.mux.set_drained(id),
+            Incoming::Bytes(count) => {
+                self.deliver(&mut batch, id, count)?;
+                self.mux.on_read(id, u32::try_from(count).unwrap_or(u32::MAX), room);
+            }
+            Incoming::Empty => self.mux.on_read(id, 0, room),
             Incoming::End => {
-                self.mux.set_drained(id);
+                self.mux.on_read(id, 0, room);
                 if let Some(connection) = self.mux.get_mut(id) {
                     connection.on_host_end(self.now_ms);
                 }
@@ -303,7 +350,7 @@ impl VsockWorker {
         }
         // While bytes stream, the guest should not wait for the end of this turn of the loop.
         match self.link.as_mut() {
-            Some(link) => link.notify(),
+            Some(link) => link.notify(self.now_ms),
             None => Ok(()),
         }
     }
@@ -327,7 +374,7 @@ impl VsockWorker {
             link.is_reset_event_due = written.is_err();
             link.event.push_used(chain)?;
         }
-        link.notify()
+        link.notify(self.now_ms)
     }
 }
 

@@ -108,7 +108,8 @@ impl VsockWorker {
             // There is more, but others want the thread too.
             let _ = self.again.write(1);
         }
-        let deadlines = [self.mux.next_deadline_ms(), self.clients.next_deadline_ms(), self.door_pause_ms];
+        let tx_ms = self.link.as_ref().and_then(Link::deadline_ms);
+        let deadlines = [self.mux.next_deadline_ms(), self.clients.next_deadline_ms(), self.door_pause_ms, tx_ms];
         self.poller.wake_at(deadlines.into_iter().flatten().min(), self.now_ms);
     }
 
@@ -285,7 +286,7 @@ impl VsockWorker {
             return;
         }
         if readiness.read {
-            self.mux.set_readable(id);
+            self.mux.set_readable(id, readiness.end);
         }
         if readiness.write {
             self.flush(id);

@@ -136,7 +136,7 @@ fn stale_id_means_nobody() {
     let new = open(&mut mux, 2, HOST_PORT);
     assert_eq!(old.index(), new.index());
     assert!(mux.get(old).is_none() && mux.get_mut(old).is_none());
-    mux.set_readable(old);
+    mux.set_readable(old, true);
     packets(&mut mux);
     assert!(!mux.has_turn());
     assert_eq!(ConnectionId::from_bits(new.to_bits()), new);
@@ -165,13 +165,13 @@ fn connections_with_bytes_take_turns() {
     let ids: Vec<_> = (0..5).map(|guest| open(&mut mux, guest, 1)).collect();
     packets(&mut mux);
     for id in &ids {
-        mux.set_readable(*id);
+        mux.set_readable(*id, false);
         mux.settle(*id, 0);
         mux.settle(*id, 0);
     }
     let mut order = Vec::new();
     for _ in 0..15 {
-        let Some(Turn::Read { id, limit_bytes }) = mux.next_turn(0) else { panic!() };
+        let Some(Turn::Read { id, limit_bytes, .. }) = mux.next_turn(0) else { panic!() };
         assert_eq!(limit_bytes, 65_536.min(TURN_BYTES) - 1000 * (order.len() as u32 / 5));
         mux.data_header(id, 1000).unwrap();
         mux.settle(id, 0);
@@ -187,9 +187,10 @@ fn one_turn_is_bounded_however_large_the_credit() {
     let Action::Open { ports, credit } = action else { panic!() };
     let id = mux.accept(ports, credit, 0).unwrap();
     packets(&mut mux);
-    mux.set_readable(id);
+    mux.set_readable(id, false);
     mux.settle(id, 0);
-    assert_eq!(mux.next_turn(0), Some(Turn::Read { id, limit_bytes: TURN_BYTES }));
+    let expected = Turn::Read { id, limit_bytes: TURN_BYTES, expected_bytes: 0 };
+    assert_eq!(mux.next_turn(0), Some(expected));
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn starved_connection_has_no_turn_and_asks_later() {
     let mut mux = mux();
     let id = open(&mut mux, 1, 1);
     packets(&mut mux);
-    mux.set_readable(id);
+    mux.set_readable(id, false);
     mux.settle(id, 0);
     let Some(Turn::Read { limit_bytes, .. }) = mux.next_turn(0) else { panic!() };
     mux.data_header(id, limit_bytes).unwrap();
@@ -271,4 +272,27 @@ fn clear_forgets_everything_and_leaves_a_working_table() {
     assert!(mux.get(id).is_none());
     open(&mut mux, 1, 1);
     assert_eq!(packets(&mut mux), [(RESPONSE, 1, 1)]);
+}
+
+#[test]
+fn read_that_finds_less_than_it_could_ends_the_turns_unless_the_end_is_behind_it() {
+    let mut mux = mux();
+    let id = open(&mut mux, 1, 1);
+    packets(&mut mux);
+    let next = |mux: &mut Mux, has_end: bool, found, room| {
+        mux.set_readable(id, has_end);
+        mux.settle(id, 0);
+        let Some(Turn::Read { .. }) = mux.next_turn(0) else { panic!() };
+        mux.on_read(id, found, room);
+        mux.settle(id, 0);
+        match mux.next_turn(0) {
+            Some(Turn::Read { expected_bytes, .. }) => Some(expected_bytes),
+            _ => None,
+        }
+    };
+    assert_eq!(next(&mut mux, false, 99, 100), None);
+    assert_eq!(next(&mut mux, false, 100, 100), Some(200), "there may be more, and twice as much");
+    assert_eq!(next(&mut mux, false, 0, 100), None);
+    assert_eq!(next(&mut mux, true, 99, 100), Some(99), "the end has still to be read");
+    assert_eq!(next(&mut mux, false, 0, 100), None);
 }
