@@ -151,9 +151,14 @@ impl FakeDriver {
 
     /// Puts `head` into the available ring and moves its index on.
     pub(crate) fn offer_head(&mut self, head: u16) {
+        self.put_head(head);
+        self.set_avail_idx(self.avail_idx.wrapping_add(1));
+    }
+
+    /// Puts `head` into the next slot of the available ring, unseen until its index moves on.
+    pub(crate) fn put_head(&self, head: u16) {
         let slot = u64::from(self.avail_idx % self.size);
         self.write(self.avail + 4 + 2 * slot, &head.to_le_bytes());
-        self.set_avail_idx(self.avail_idx.wrapping_add(1));
     }
 
     /// Sets avail.idx, whatever was offered.
