@@ -80,7 +80,9 @@ pub enum BenchError {
         text: String,
     },
     /// The guest never answered.
-    #[error("booting with {contender}: no answer of its guest within {limit:?}{said}; does this kernel run on this machine's KVM?")]
+    #[error(
+        "booting with {contender}: no answer of its guest within {limit:?}{said}; does this kernel run on this machine's KVM?"
+    )]
     Late {
         /// Who.
         contender: &'static str,
