@@ -12,7 +12,8 @@ use crate::sys::process::kill;
 /// Rounds of killing by walking: a process that forks faster than this is walked is stopped by its limit.
 const KILL_ROUNDS: usize = 32;
 
-static BASE: OnceLock<PathBuf> = OnceLock::new();
+/// The group of all commands, and the processes that one command may have.
+static BASE: OnceLock<(PathBuf, u64)> = OnceLock::new();
 
 /// Groups that had a process left when their command ended.
 static LEFT_BEHIND: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -28,7 +29,8 @@ pub(crate) fn prepare(root: &Path, memory_max_bytes: u64, pids_max: u64) -> io::
     }
     let _ = fs::write(base.join("pids.max"), pids_max.to_string());
     let _ = fs::write(base.join("memory.max"), memory_max_bytes.to_string());
-    let _ = BASE.set(base);
+    // One command that takes all it can still leaves others some.
+    let _ = BASE.set((base, pids_max / 4 * 3));
     Ok(())
 }
 
@@ -43,11 +45,14 @@ impl Tree {
     /// A group for the command `exec_id`, where the kernel has groups.
     pub(crate) fn new(exec_id: u64) -> Self {
         sweep();
-        let Some(dir) = BASE.get().map(|base| base.join(format!("exec-{exec_id}"))) else {
-            return Self { dir: None, procs: None };
-        };
+        let Some((base, pids_max)) = BASE.get() else { return Self { dir: None, procs: None } };
+        let dir = base.join(format!("exec-{exec_id}"));
         match fs::create_dir(&dir).and_then(|()| OpenOptions::new().write(true).open(dir.join("cgroup.procs"))) {
-            Ok(procs) => Self { dir: Some(dir), procs: Some(procs) },
+            Ok(procs) => {
+                // Without the controller the bound on all commands is missing too.
+                let _ = fs::write(dir.join("pids.max"), pids_max.to_string());
+                Self { dir: Some(dir), procs: Some(procs) }
+            }
             Err(_) => Self { dir: None, procs: None },
         }
     }
@@ -85,7 +90,7 @@ fn sweep() {
 
 /// Kills every process but this one.
 pub(crate) fn kill_everything() {
-    if let Some(base) = BASE.get() {
+    if let Some((base, _)) = BASE.get() {
         let _ = fs::write(base.join("cgroup.kill"), "1");
     }
     kill_by_walking(|_| true, 0);
