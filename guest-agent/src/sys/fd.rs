@@ -137,3 +137,12 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::RENAME_NOREPLACE) };
     check(answer).map(drop)
 }
+
+/// Sets an extended attribute: for tests of what a run may leave.
+#[cfg(test)]
+pub(crate) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: both strings end with NUL, and the kernel reads `value.len()` bytes.
+    let answer = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    check(answer).map(drop)
+}
