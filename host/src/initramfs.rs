@@ -136,7 +136,14 @@ fn elf_problem(bytes: &[u8]) -> Option<&'static str> {
 /// The program without its symbols; as it is where there is no `strip`.
 fn strip(from: &Path, to: &Path) -> PathBuf {
     let mut command = Command::new("strip");
-    command.arg("--strip-all").arg("-o").arg(to).arg(from).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("--strip-all")
+        .arg("-o")
+        .arg(to)
+        .arg(from)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     if command.status().is_ok_and(|status| status.success()) { to.to_owned() } else { from.to_owned() }
 }
 
@@ -167,8 +174,7 @@ impl Archive {
         let content_len = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_len = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
         let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
-        let fields =
-            [self.entries, mode, 0, 0, links, 0, content_len, 0, 0, device.0, device.1, name_len, 0];
+        let fields = [self.entries, mode, 0, 0, links, 0, content_len, 0, 0, device.0, device.1, name_len, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             // Writing to memory does not fail.

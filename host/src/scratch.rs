@@ -53,7 +53,9 @@ pub enum ScratchError {
         size_mib: u64,
     },
     /// `mkfs.ext4` failed, or is not there.
-    #[error("making a scratch disk: mkfs.ext4: {problem}; it is in the package e2fsprogs, 1.47 or later: `apt-get install e2fsprogs`")]
+    #[error(
+        "making a scratch disk: mkfs.ext4: {problem}; it is in the package e2fsprogs, 1.47 or later: `apt-get install e2fsprogs`"
+    )]
     Format {
         /// What it said.
         problem: String,

@@ -82,7 +82,9 @@ pub enum ImageError {
         name: String,
     },
     /// A file that is no image.
-    #[error("using {path} as an image: {problem}; expected a directory, or a file with an erofs, ext4 or squashfs file system")]
+    #[error(
+        "using {path} as an image: {problem}; expected a directory, or a file with an erofs, ext4 or squashfs file system"
+    )]
     NotAnImage {
         /// The file.
         path: PathBuf,
@@ -115,7 +117,9 @@ pub enum ImageError {
         user: String,
     },
     /// apt has no usable source.
-    #[error("building an image: apt has no source configured for this machine's release {release:?}; see `apt-get indextargets`")]
+    #[error(
+        "building an image: apt has no source configured for this machine's release {release:?}; see `apt-get indextargets`"
+    )]
     NoSources {
         /// The release that sources were looked for.
         release: String,
@@ -262,7 +266,8 @@ fn pack(cache: &Cache, dir: &Path, watch: &dyn Watch) -> Result<PathBuf, ImageEr
     let mut entries = Vec::new();
     survey(dir, &mut entries)?;
     entries.sort();
-    let key = Key::new().part("path", dir.as_os_str().as_encoded_bytes()).part("entries", entries.join("\n").as_bytes());
+    let key =
+        Key::new().part("path", dir.as_os_str().as_encoded_bytes()).part("entries", entries.join("\n").as_bytes());
     let into = packed.join(format!("{}.erofs", key.finish()));
     if !into.exists() {
         watch.begin(&format!("packing {}", dir.display()), 0);
@@ -282,7 +287,13 @@ fn survey(dir: &Path, lines: &mut Vec<String>) -> Result<(), ImageError> {
             let path = entry.path();
             let meta = entry.metadata().map_err(ImageError::io("reading", &path))?;
             let (mode, size) = (meta.mode(), if meta.is_dir() { 0 } else { meta.size() });
-            lines.push(format!("{path:?} {mode:o} {} {} {size} {} {}", meta.uid(), meta.gid(), meta.ctime(), meta.ctime_nsec()));
+            lines.push(format!(
+                "{path:?} {mode:o} {} {} {size} {} {}",
+                meta.uid(),
+                meta.gid(),
+                meta.ctime(),
+                meta.ctime_nsec()
+            ));
             if meta.is_dir() {
                 pending.push(path);
             }

@@ -151,9 +151,10 @@ malformed
     #[test]
     fn base_has_what_the_documentation_promises() {
         let base = packages(BASE);
-        for name in "bash coreutils findutils grep sed tar gzip git curl ca-certificates python3 python3-pip python3-venv \
+        for name in
+            "bash coreutils findutils grep sed tar gzip git curl ca-certificates python3 python3-pip python3-venv \
                      ripgrep less procps"
-            .split(' ')
+                .split(' ')
         {
             assert!(base.iter().any(|package| package == name), "{name}");
         }

@@ -68,9 +68,8 @@ fn option(line: &str) -> Option<(&str, &str)> {
 }
 
 fn is_symbol(text: &str) -> bool {
-    text.strip_prefix("CONFIG_").is_some_and(|name| {
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    })
+    text.strip_prefix("CONFIG_")
+        .is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
 }
 
 #[cfg(test)]

@@ -104,7 +104,9 @@ pub enum KernelError {
         looked_in: PathBuf,
     },
     /// What was named as source is none.
-    #[error("using {path} as Linux source: {problem}; expected a kernel tarball, or a tree with a Makefile of Linux 6.6 or later")]
+    #[error(
+        "using {path} as Linux source: {problem}; expected a kernel tarball, or a tree with a Makefile of Linux 6.6 or later"
+    )]
     BadSource {
         /// The path given.
         path: PathBuf,

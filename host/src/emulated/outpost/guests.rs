@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The monitors of an emulated host and their sockets, by the sandbox's id.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::super::wire::{RUN_DIR, is_id, socket};
+
+/// Every sandbox that is known: it runs, or somebody listens for it.
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    by_id: RefCell<HashMap<String, Guest>>,
+}
+
+#[derive(Debug, Default)]
+struct Guest {
+    /// Its monitor, once spawned.
+    pid: Option<Pid>,
+    listeners: HashMap<u32, Rc<UnixListener>>,
+}
+
+impl Guests {
+    /// Makes the directory of a sandbox that does not run yet.
+    pub(super) fn prepare(&self, id: &str) -> io::Result<()> {
+        if self.by_id.borrow().get(id).is_some_and(|guest| guest.pid.is_some()) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("sandbox {id:?} runs already")));
+        }
+        self.directory(id).map(drop)
+    }
+
+    /// Notes the monitor of a prepared sandbox.
+    pub(super) fn started(&self, id: &str, pid: Option<u32>) {
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        self.by_id.borrow_mut().entry(id.to_owned()).or_default().pid = pid;
+    }
+
+    /// Forgets a sandbox, its sockets and its files.
+    pub(super) fn ended(&self, id: &str) {
+        self.by_id.borrow_mut().remove(id);
+        // What is left in it cannot be reached by anybody; the next sandbox of that name would find it in its way.
+        let _ = fs::remove_dir_all(Path::new(RUN_DIR).join(id));
+    }
+
+    /// The listener for a port, bound now if it is not yet.
+    pub(super) fn listener(&self, id: &str, port: u32) -> io::Result<Rc<UnixListener>> {
+        self.directory(id)?;
+        let mut guests = self.by_id.borrow_mut();
+        let guest = guests.entry(id.to_owned()).or_default();
+        if let Some(listener) = guest.listeners.get(&port) {
+            return Ok(Rc::clone(listener));
+        }
+        let listener = Rc::new(UnixListener::bind(format!("{}_{port}", socket(id)))?);
+        guest.listeners.insert(port, Rc::clone(&listener));
+        Ok(listener)
+    }
+
+    /// Signals the monitor of a sandbox.
+    pub(super) fn signal(&self, id: &str, number: i32) -> io::Result<()> {
+        let pid = self.by_id.borrow().get(id).and_then(|guest| guest.pid);
+        let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))?;
+        let signal = Signal::from_named_raw(number)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{number} is not a signal")))?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Kills every monitor.
+    pub(super) fn kill_all(&self) {
+        for pid in self.by_id.borrow().values().filter_map(|guest| guest.pid) {
+            // It has ended already, then.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    fn directory(&self, id: &str) -> io::Result<PathBuf> {
+        if !is_id(id) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{id:?} is not a sandbox's id")));
+        }
+        let dir = Path::new(RUN_DIR).join(id);
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+}
+
+/// Reaps what monitors leave behind. Their own ends belong to whoever spawned them: only processes that are zombies and
+/// whose parent was not us from the start are waited for here, one by one.
+pub(super) async fn reap_orphans() {
+    let Ok(mut children) = signal(SignalKind::child()) else { return };
+    let mut ours = Vec::new();
+    while children.recv().await.is_some() {
+        // Spawned children are known to the runtime, which waits for them right after the same signal; a zombie that is
+        // still there at the next one is an orphan.
+        let zombies = zombies(Path::new("/proc"));
+        for pid in zombies.iter().filter(|pid| ours.contains(*pid)) {
+            let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+        }
+        ours = zombies;
+    }
+}
+
+/// Children of PID 1 that have ended and were not waited for.
+fn zombies(proc: &Path) -> Vec<Pid> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| fs::read_to_string(proc.join(format!("{pid}/stat"))).is_ok_and(|stat| is_zombie_of_init(&stat)))
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+/// `/proc/<pid>/stat`: pid, name in parentheses (which may hold anything), state, parent.
+fn is_zombie_of_init(stat: &str) -> bool {
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let mut fields = after_name.split(' ');
+    fields.next() == Some("Z") && fields.next() == Some("1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zombies_of_the_first_process_are_known_by_state_and_parent() {
+        assert!(is_zombie_of_init("12 (sh) Z 1 1 1 0 -1"));
+        assert!(is_zombie_of_init("12 (a) Z 9 (x) Z 1 1"));
+        for other in ["12 (sh) S 1 1", "12 (sh) Z 7 1", "12 (sh) Z", "", "12 (Z 1"] {
+            assert!(!is_zombie_of_init(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn zombies_are_read_from_a_proc_tree() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, stat) in [("7", "7 (a) Z 1 0"), ("8", "8 (b) R 1 0"), ("self", "9 (c) Z 1 0")] {
+            fs::create_dir(proc.path().join(pid)).unwrap();
+            fs::write(proc.path().join(pid).join("stat"), stat).unwrap();
+        }
+        fs::create_dir(proc.path().join("10")).unwrap();
+        assert_eq!(zombies(proc.path()), [Pid::from_raw(7).unwrap()]);
+    }
+
+    #[test]
+    fn sandbox_that_does_not_run_cannot_be_signalled() {
+        let guests = Guests::default();
+        assert_eq!(guests.signal("a", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+        guests.started("a", Some(std::process::id()));
+        assert_eq!(guests.signal("a", 0xffff).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn ids_with_paths_in_them_make_no_directory() {
+        let guests = Guests::default();
+        for id in ["../x", "", "a/b"] {
+            assert_eq!(guests.prepare(id).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(guests.listener(id, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn running_sandbox_is_not_prepared_twice() {
+        let guests = Guests::default();
+        guests.started("a", Some(1));
+        assert_eq!(guests.prepare("a").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}
