@@ -156,6 +156,11 @@ impl Connection {
         self.window.size_bytes()
     }
 
+    /// Bytes of the guest that the host's socket has not taken yet.
+    pub fn owed_bytes(&self) -> u32 {
+        self.window.owed_bytes()
+    }
+
     /// When [`Connection::on_time`] wants to be called, at the latest.
     pub fn deadline_ms(&self) -> Option<u64> {
         self.deadline_ms
