@@ -70,6 +70,15 @@ impl<'a> Cursor<'a> {
         list
     }
 
+    /// The memory from here to the end of the current segment, at most `limit_bytes`; `None` at
+    /// the end.
+    fn first_slice(&self, limit_bytes: usize) -> Option<VolatileSlice<'a>> {
+        let limit = u32::try_from(limit_bytes).unwrap_or(u32::MAX).min(self.left);
+        let segment = self.segments.first().filter(|_| limit != 0)?;
+        let len = segment.len.saturating_sub(self.passed).min(limit);
+        Some(resolve(self.ram, *segment, self.passed, len))
+    }
+
     /// Moves on by `count`, at most to the end.
     fn advance(&mut self, count: u32) {
         let count = count.min(self.left);
@@ -129,16 +138,12 @@ impl<'a> Reader<'a> {
     pub fn read_exact(&mut self, into: &mut [u8]) -> Result<(), ShortChain> {
         self.cursor.require(into.len())?;
         let mut rest = into;
-        while !rest.is_empty() {
-            let mut copied = 0_usize;
-            for slice in self.cursor.slices(rest.len()).iter() {
-                let taken = slice.copy_to(rest.get_mut(copied..).unwrap_or_default());
-                copied = copied.saturating_add(taken);
-            }
-            assert!(copied != 0, "bytes that are left have memory behind them");
+        while let Some(slice) = self.cursor.first_slice(rest.len()) {
+            let copied = slice.copy_to(rest);
             self.advance(copied);
             rest = rest.get_mut(copied..).unwrap_or_default();
         }
+        assert!(rest.is_empty(), "bytes that are left have memory behind them");
         Ok(())
     }
 
@@ -231,16 +236,12 @@ impl<'a> Writer<'a> {
     pub fn write_all(&mut self, from: &[u8]) -> Result<(), ShortChain> {
         self.cursor.require(from.len())?;
         let mut rest = from;
-        while !rest.is_empty() {
-            let mut copied = 0_usize;
-            for slice in self.cursor.slices(rest.len()).iter() {
-                slice.copy_from(rest.get(copied..).unwrap_or_default());
-                copied = copied.saturating_add(slice.len());
-            }
-            assert!(copied != 0, "bytes that are left have memory behind them");
-            self.advance_written(copied);
-            rest = rest.get(copied..).unwrap_or_default();
+        while let Some(slice) = self.cursor.first_slice(rest.len()) {
+            slice.copy_from(rest);
+            self.advance_written(slice.len());
+            rest = rest.get(slice.len()..).unwrap_or_default();
         }
+        assert!(rest.is_empty(), "bytes that are left have memory behind them");
         Ok(())
     }
 
