@@ -45,7 +45,8 @@ use crate::erofs::ErofsError;
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// The directory cannot be opened.
-    #[error("open workspace {}: it must be a directory that you can read; check the path given with --workspace", path.display())]
+    #[error("open workspace {}: it must be a directory that you can read; \
+             check the path given with --workspace", path.display())]
     Open {
         /// The directory.
         path: PathBuf,
@@ -53,7 +54,8 @@ pub enum WorkspaceError {
         source: std::io::Error,
     },
     /// An entry cannot be read.
-    #[error("read {} for the workspace: make it readable, move it out of the workspace, or allow skipping unreadable files", path.display())]
+    #[error("read {} for the workspace: make it readable, move it out of the workspace, \
+             or allow skipping unreadable files", path.display())]
     Unreadable {
         /// The entry.
         path: PathBuf,
@@ -61,7 +63,8 @@ pub enum WorkspaceError {
         source: std::io::Error,
     },
     /// More of something than the limit allows.
-    #[error("pack workspace {}: {found} {what} found, the limit is {limit} (accepted: {accepted}); choose a smaller directory or raise the limit", path.display())]
+    #[error("pack workspace {}: {found} {what} found, the limit is {limit} \
+             (accepted: {accepted}); choose a smaller directory or raise the limit", path.display())]
     Limit {
         /// Where the limit was passed.
         path: PathBuf,

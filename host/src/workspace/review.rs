@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::apply::ApplyReport;
 use super::changes::{After, AfterContent, Change, ChangeKind, ChangeSet};
 use super::diff::DiffOptions;
-use super::manifest::Content;
+use super::manifest::{Content, Notes};
 use super::path::{RelPath, printable};
 
 /// The question after the list.
@@ -222,12 +222,20 @@ pub fn list(set: &ChangeSet) -> String {
     if set.changes().len() > LISTED_MAX {
         let _ = writeln!(text, "    ... and {} more", set.changes().len() - LISTED_MAX);
     }
-    for (kind, count) in set.notes().counts() {
-        let first = set.notes().items().iter().find(|note| note.kind == *kind).map(|note| note.path.to_string());
-        let more = if *count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-        let _ = writeln!(text, "note: {}{more} {}", first.unwrap_or_default(), kind.text());
+    text + &notes(set.notes()) + &totals(set)
+}
+
+/// One line for each kind of note, with the first path it is about; for a report, and for what was packed.
+#[must_use]
+pub fn notes(notes: &Notes) -> String {
+    let mut text = String::new();
+    for (kind, count) in notes.counts() {
+        let first = notes.items().iter().find(|note| note.kind == *kind);
+        let name = first.map_or_else(|| "an entry".to_owned(), |note| note.path.to_string());
+        let more = if *count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
+        let _ = writeln!(text, "note: {name} {}{more}", kind.text());
     }
-    text + &totals(set)
+    text
 }
 
 fn totals(set: &ChangeSet) -> String {

@@ -257,6 +257,22 @@ fn a_mount_below_the_directory_is_an_empty_directory_with_a_note() {
 }
 
 #[test]
+fn a_link_to_the_directory_is_followed_and_progress_ends_with_the_totals() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("real")).unwrap();
+    std::fs::write(dir.path().join("real/f"), vec![1; 600_000]).unwrap();
+    std::fs::write(dir.path().join("real/g"), "x").unwrap();
+    symlink("real", dir.path().join("link")).unwrap();
+    let mut heard = Vec::new();
+    let mut progress = |files, bytes| heard.push((files, bytes));
+    let image = dir.path().join("image");
+    let manifest = pack(&dir.path().join("link"), &image, &PackLimits::default(), &mut progress).unwrap();
+    assert_eq!(manifest.dir, dir.path().canonicalize().unwrap().join("real"));
+    assert_eq!(heard.last(), Some(&(2, 600_001)));
+    assert!(heard.is_sorted() && heard.len() > 3, "also within a large file: {heard:?}");
+}
+
+#[test]
 fn ten_thousand_entries_keep_their_content() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..100 {

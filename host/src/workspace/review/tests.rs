@@ -40,6 +40,14 @@ fn the_list_has_a_letter_a_path_and_what_there_is_to_say() {
 }
 
 #[test]
+fn notes_name_the_first_and_count_the_rest() {
+    let fixture = Fixture::new(&tree(&[("a", Item::Link("/etc".into())), ("b", Item::Link("/".into()))]));
+    let expected = "note: a links out of the workspace: the link is kept, what it names is not in the sandbox \
+        (and 1 more like it)\n";
+    assert_eq!(notes(&fixture.manifest.notes), expected);
+}
+
+#[test]
 fn long_lists_are_cut_and_say_so() {
     let fixture = Fixture::new(&tree(&[]));
     let report: Vec<_> = (0..=LISTED_MAX).map(|number| guest_file(&format!("f{number:04}"), b"x")).collect();
