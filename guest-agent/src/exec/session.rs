@@ -122,6 +122,7 @@ impl Session {
             self.lose_client(None);
         }
         self.tell_the_time();
+        self.report_input();
         self.finish();
         self.flush();
         Ok(())
@@ -150,16 +151,20 @@ impl Session {
                         return self.lose_client(Some(failure));
                     }
                 }
-                if let Some(taken) = self.input.report()
-                    && let Some(client) = &mut self.client
-                {
-                    client.send(&ToHost::StdinTaken(taken));
-                }
             }
             // A stream that is gone is no end of the input: the client may come back with the rest.
             Received::End if hung_up => self.lose_client(None),
             Received::End => self.input.end(),
             Received::Broken(failure) => self.lose_client(failure),
+        }
+    }
+
+    /// Opens the window for what the program has taken, also long after it came: the client may be waiting for just that.
+    fn report_input(&mut self) {
+        if let Some(client) = &mut self.client
+            && let Some(taken) = self.input.report()
+        {
+            client.send(&ToHost::StdinTaken(taken));
         }
     }
 
