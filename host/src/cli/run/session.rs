@@ -203,39 +203,41 @@ async fn passed_through(mut running: Running) -> Result<(ExitStatus, bool), Erro
             copy(stderr, io::stderr()).await;
         }
     };
-    let ending = async {
-        let (reader_left, ()) = tokio::join!(printing, complaining);
-        reader_left
-    };
-    finish(running, feeding, ending).await
+    finish(running, feeding, printing, complaining).await
 }
 
-/// Waits for the command and its output. Input ends with the command; a command whose reader left gets little time.
+/// Waits for the command and its output; input ends with the command. A command whose reader left gets little time.
 async fn finish(
     running: Running,
     feeding: impl Future<Output = ()>,
-    ending: impl Future<Output = bool>,
+    printing: impl Future<Output = bool>,
+    complaining: impl Future<Output = ()>,
 ) -> Result<(ExitStatus, bool), Error> {
     let controls = running.controls();
     let waiting = running.wait();
-    tokio::pin!(waiting, feeding, ending);
-    let mut fed = false;
-    let reader_left = loop {
+    let mut late = std::pin::pin!(tokio::time::sleep(Duration::MAX));
+    tokio::pin!(waiting, feeding, printing, complaining);
+    let (mut fed, mut printed, mut complained, mut status) = (false, None, false, None);
+    loop {
         tokio::select! {
-            reader_left = &mut ending => break reader_left,
             () = &mut feeding, if !fed => fed = true,
+            reader_left = &mut printing, if printed.is_none() => {
+                printed = Some(reader_left);
+                if reader_left {
+                    late.set(tokio::time::sleep(AFTER_READER_LEFT));
+                }
+            }
+            () = &mut complaining, if !complained => complained = true,
+            ended = &mut waiting, if status.is_none() => status = Some(ended?),
+            () = &mut late, if printed == Some(true) && status.is_none() => {
+                controls.signal(libc::SIGKILL as u8);
+                late.set(tokio::time::sleep(AFTER_READER_LEFT));
+            }
         }
-    };
-    if reader_left && tokio::time::timeout(AFTER_READER_LEFT, &mut waiting).await.is_err() {
-        controls.signal(libc::SIGKILL as u8);
+        if let (Some(reader_left), true, Some(status)) = (printed, complained, &status) {
+            return Ok((status.clone(), reader_left));
+        }
     }
-    let status = loop {
-        tokio::select! {
-            status = &mut waiting => break status,
-            () = &mut feeding, if !fed => fed = true,
-        }
-    };
-    Ok((status?, reader_left))
 }
 
 /// For `--json`: our standard input goes in, the output is kept.
