@@ -10,6 +10,7 @@
 
 pub mod outpost;
 mod qemu;
+pub mod share;
 mod wire;
 
 use std::io;
@@ -136,10 +137,17 @@ impl EmulatedOptions {
 /// A running emulated host; dropping it ends QEMU, and with it every sandbox there.
 #[derive(Debug)]
 pub struct EmulatedHost {
-    qemu: qemu::Qemu,
+    /// `None` where another process started it ([`share`]).
+    own: Option<Own>,
     address: SocketAddr,
     token: String,
     boot_ms: u64,
+}
+
+/// What ends with whoever started an emulated host.
+#[derive(Debug)]
+struct Own {
+    qemu: qemu::Qemu,
     _hold: Connection,
     _token_file: tempfile::NamedTempFile,
 }
@@ -181,10 +189,10 @@ impl EmulatedHost {
         let (qemu, port) = started?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let line = request(&token, Op::Hold);
-        let hold = converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, &qemu))?;
+        let hold = converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
         let boot_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(boot_ms, port, "the emulated host is ready");
-        Ok(Self { qemu, address, token, boot_ms, _hold: hold, _token_file: token_file })
+        Ok(Self { own: Some(Own { qemu, _hold: hold, _token_file: token_file }), address, token, boot_ms })
     }
 
     /// How long it took to start.
@@ -192,14 +200,14 @@ impl EmulatedHost {
         self.boot_ms
     }
 
-    /// QEMU's process id, while it runs.
+    /// QEMU's process id, while it runs and is ours.
     pub fn pid(&self) -> Option<u32> {
-        self.qemu.pid()
+        self.qemu()?.pid()
     }
 
     /// The last lines of its console: kernel messages and what the outpost complains of.
     pub fn console_tail(&self) -> String {
-        self.qemu.console().tail()
+        self.qemu().map(|qemu| qemu.console().tail()).unwrap_or_default()
     }
 
     /// Starts a monitor with this configuration, whose paths are this machine's; `id` names the sandbox.
@@ -235,7 +243,7 @@ impl EmulatedHost {
     /// [`EmulatedError::Refused`], or the emulated host is gone.
     pub async fn listen(&self, id: &str, port: u32) -> Result<RemoteListener, EmulatedError> {
         let request = request(&self.token, Op::Listen { id: id.to_owned(), port });
-        let next = bind(self.address, &request).await.map_err(|err| with_console(err, &self.qemu))?;
+        let next = bind(self.address, &request).await.map_err(|err| with_console(err, self.qemu()))?;
         Ok(RemoteListener { address: self.address, request, next })
     }
 
@@ -248,14 +256,20 @@ impl EmulatedHost {
         self.ask(op, "killing a monitor").await.map(drop)
     }
 
-    /// Ends it and waits until QEMU is gone.
+    /// Ends it and waits until QEMU is gone; one that another process started goes on.
     pub async fn stop(mut self) {
-        self.qemu.stop().await;
+        if let Some(own) = &mut self.own {
+            own.qemu.stop().await;
+        }
+    }
+
+    fn qemu(&self) -> Option<&qemu::Qemu> {
+        self.own.as_ref().map(|own| &own.qemu)
     }
 
     async fn ask(&self, op: Op, doing: &str) -> Result<Connection, EmulatedError> {
         let asked = converse(self.address, &request(&self.token, op), doing).await;
-        asked.map_err(|err| with_console(err, &self.qemu))
+        asked.map_err(|err| with_console(err, self.qemu()))
     }
 }
 
@@ -334,13 +348,12 @@ async fn expect(address: SocketAddr, request: &[u8], doing: &str, wanted: &str) 
 }
 
 /// An I/O error explains little when the machine behind it is gone: its console does.
-fn with_console(err: EmulatedError, qemu: &qemu::Qemu) -> EmulatedError {
-    match err {
-        EmulatedError::Io { doing, source } if qemu.console().ended() => {
-            let status = format!("{doing}: {source}");
-            EmulatedError::Ended { status, tail: qemu.console().tail() }
+fn with_console(err: EmulatedError, qemu: Option<&qemu::Qemu>) -> EmulatedError {
+    match (err, qemu.map(|qemu| qemu.console())) {
+        (EmulatedError::Io { doing, source }, Some(console)) if console.ended() => {
+            EmulatedError::Ended { status: format!("{doing}: {source}"), tail: console.tail() }
         }
-        other => other,
+        (other, _) => other,
     }
 }
 
