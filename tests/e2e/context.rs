@@ -19,7 +19,7 @@ const CALL_MAX: Duration = Duration::from_secs(120);
 pub(crate) struct Context {
     /// Where guests run.
     pub(crate) place: Place,
-    /// Directory with `midge`, `midge-vmm` and `midge-agent`.
+    /// Directory with copies of `midge`, `midge-vmm` and `midge-agent`: whoever runs from here was started by a test.
     pub(crate) bin: PathBuf,
     /// `XDG_RUNTIME_DIR` of every call: what is left in it was left by Midge.
     pub(crate) runtime: tempfile::TempDir,

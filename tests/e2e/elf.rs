@@ -9,6 +9,7 @@ pub(crate) const AARCH64: u16 = 183;
 
 const LOAD_ADDRESS: u64 = 0x10_0000;
 const HEADERS_BYTES: u64 = 64 + 56;
+const FILE_MIN_BYTES: usize = 8192;
 
 /// An ELF64 executable whose only segment holds `code` and claims `file_bytes` in the file.
 pub(crate) fn executable(machine: u16, code: &[u8], file_bytes: u64) -> Vec<u8> {
@@ -30,6 +31,8 @@ pub(crate) fn executable(machine: u16, code: &[u8], file_bytes: u64) -> Vec<u8> 
         elf.extend(word.to_le_bytes());
     }
     elf.extend(code);
+    // No kernel is smaller than a page or two.
+    elf.resize(elf.len().max(FILE_MIN_BYTES), 0);
     elf
 }
 

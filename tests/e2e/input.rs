@@ -65,8 +65,9 @@ fn kernel_that_is_no_kernel(context: &Context) {
 
 fn kernel_cut_short(context: &Context) {
     let whole = elf::executable(elf::X86_64, &[0xf4; 64], 64);
-    for cut in [17, 64, 100, whole.len() - 1] {
-        let (_dir, path) = file("vmlinux", &whole[..cut]);
+    let long = elf::executable(elf::X86_64, &[0xf4; 64], 100_000);
+    for bytes in [&whole[..17], &whole[..64], &whole[..100], &long] {
+        let (_dir, path) = file("vmlinux", bytes);
         refused(context, &["--kernel", text(&path)], &[text(&path)]);
     }
 }

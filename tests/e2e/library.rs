@@ -43,10 +43,7 @@ fn files_of_the_guest(context: &Context) {
 
 /// Runs a body below in a process of its own.
 fn inside(context: &Context, name: &str) {
-    let this = std::env::current_exe().expect("this binary");
-    let call = context.program(&this, ["--inside", name]);
-    let call = call.env("MIDGE_VMM", context.bin.join("midge-vmm")).env("MIDGE_AGENT", context.bin.join("midge-agent"));
-    call.limit(Duration::from_secs(300)).run().code(0);
+    context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(300)).run().code(0);
     context.assert_nothing_left();
 }
 

@@ -19,7 +19,7 @@ mod lifecycle;
 mod place;
 mod workspace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,15 +60,17 @@ fn main() -> ExitCode {
     println!("\nrunning {} tests", binary.len() + emulated.len() + native.len());
 
     let report = Report::default();
+    let bin = Binaries::copy();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            run_lane("binary", &binary, context_in(Ok(Place::Unset)), &report);
+            run_lane("binary", &binary, context_in(Ok(Place::Unset), &bin), &report);
             if !native.is_empty() {
-                run_lane("native", &native, context_in(Place::native()), &report);
+                run_lane("native", &native, context_in(Place::native(), &bin), &report);
             }
         });
         if !emulated.is_empty() {
-            run_lane("emulated", &emulated, context_in(Place::emulated()), &report);
+            let place = bin.as_ref().map_err(String::clone).and_then(|bin| Place::emulated(bin.path()));
+            run_lane("emulated", &emulated, context_in(place, &bin), &report);
         }
     });
     let (passed, skipped) = report.close(filtered, start.elapsed());
@@ -82,20 +84,42 @@ fn main() -> ExitCode {
 }
 
 /// The context of a lane: its place, the binaries, a run directory of its own.
-fn context_in(place: Result<Place, String>) -> Result<Arc<Context>, String> {
-    let place = place?;
-    let bin = binaries()?;
+fn context_in(place: Result<Place, String>, bin: &Result<Binaries, String>) -> Result<Arc<Context>, String> {
+    let bin = bin.as_ref().map_err(String::clone)?.path().to_owned();
     let runtime =
         tempfile::Builder::new().prefix("e2e-").tempdir().map_err(|error| format!("no run directory: {error}"))?;
-    Ok(Arc::new(Context { place, bin, runtime }))
+    Ok(Arc::new(Context { place: place?, bin, runtime }))
 }
 
-/// Where `midge` is: `MIDGE_BIN_DIR`, or beside this test's own directory.
-fn binaries() -> Result<PathBuf, String> {
-    let beside = || std::env::current_exe().ok()?.parent()?.parent().map(PathBuf::from);
-    let dir = std::env::var_os("MIDGE_BIN_DIR").map(PathBuf::from).or_else(beside).unwrap_or_default();
-    if dir.join("midge").is_file() {
-        return Ok(dir);
+/// Copies of the programs under test and of this one, so that a build going on meanwhile changes nothing.
+struct Binaries(tempfile::TempDir);
+
+impl Binaries {
+    fn copy() -> Result<Self, String> {
+        let from = Self::built()?;
+        let dir = tempfile::Builder::new().prefix("e2e-bin-").tempdir().map_err(|error| error.to_string())?;
+        // Others than the owner may run them: some tests do so as another user.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).map_err(|error| error.to_string())?;
+        let programs = ["midge", "midge-vmm", "midge-agent"].map(|name| (from.join(name), name));
+        for (path, name) in programs.into_iter().chain([("/proc/self/exe".into(), "e2e")]) {
+            std::fs::copy(&path, dir.path().join(name))
+                .map_err(|error| format!("copying {}: {error}", path.display()))?;
+        }
+        Ok(Self(dir))
     }
-    Err(format!("no midge in {}: cargo build --bins, or set MIDGE_BIN_DIR", dir.display()))
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Where `midge` is: `MIDGE_BIN_DIR`, or beside this test's own directory.
+    fn built() -> Result<PathBuf, String> {
+        let beside = || std::env::current_exe().ok()?.parent()?.parent().map(PathBuf::from);
+        let dir = std::env::var_os("MIDGE_BIN_DIR").map(PathBuf::from).or_else(beside).unwrap_or_default();
+        if dir.join("midge").is_file() {
+            return Ok(dir);
+        }
+        Err(format!("no midge in {}: cargo build --bins, or set MIDGE_BIN_DIR", dir.display()))
+    }
 }

@@ -2,7 +2,11 @@
 //! Where guests run: this machine's KVM, or an emulated host started once for all tests.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use midge::cache::Cache;
+use midge::emulated::{EmulatedHost, EmulatedOptions};
+use midge::progress::Silent;
 
 /// A place for guests.
 #[derive(Debug)]
@@ -18,11 +22,14 @@ pub(crate) enum Place {
     Emulated(Shared),
 }
 
-/// The emulated host: where calls of `midge` find it.
+/// The emulated host: where calls of `midge` find it. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// Holds its address and token, mode 0600.
     pub(crate) address: PathBuf,
+    _dir: tempfile::TempDir,
+    _host: EmulatedHost,
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl Place {
@@ -44,8 +51,18 @@ impl Place {
         Ok(Self::Native { kernel })
     }
 
-    /// Starts the emulated host.
-    pub(crate) fn emulated() -> Result<Self, String> {
-        Err("not started".into())
+    /// Starts the emulated host with these binaries in it.
+    pub(crate) fn emulated(bin: &Path) -> Result<Self, String> {
+        let text = |error: &dyn std::error::Error| midge::error::chain(error);
+        let cache = Cache::open().map_err(|error| text(&error))?;
+        let runtime = tokio::runtime::Runtime::new().map_err(|error| text(&error))?;
+        let dir = tempfile::Builder::new().prefix("e2e-host-").tempdir().map_err(|error| text(&error))?;
+        let address = dir.path().join("address");
+        let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
+        let options = options.map_err(|error| text(&error))?;
+        let host = runtime.block_on(EmulatedHost::start(&options, &Silent)).map_err(|error| text(&error))?;
+        println!("emulated host started in {} ms", host.boot_ms());
+        host.share(&address).map_err(|error| text(&error))?;
+        Ok(Self::Emulated(Shared { address, _dir: dir, _host: host, _runtime: runtime }))
     }
 }
