@@ -24,7 +24,7 @@ mod xattr;
 #[cfg(test)]
 pub(crate) mod reader;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use builder::{Attributes, Builder, Device, NodeId};
 pub use directory::{Packed, pack_directory};

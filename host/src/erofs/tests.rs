@@ -306,6 +306,140 @@ fn what_cannot_be_read_is_named() {
     assert!(!dir.path().join("image").exists());
 }
 
+/// A file system of `size` bytes; `None`, with the reason printed, where mounting is not permitted.
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub(crate) fn new(size: &str) -> Option<Self> {
+        let at = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at.path()).output();
+        if mount.is_ok_and(|output| output.status.success()) {
+            return Some(Self(at));
+        }
+        println!("skipped: mounting a tmpfs needs root");
+        None
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_neither_an_image_nor_a_temporary_file() {
+    let Some(disk) = SmallDisk::new("1m") else { return };
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("large"), vec![1; 3 << 20]).unwrap();
+    let out = disk.path().join("image");
+    std::fs::write(&out, "the image of before").unwrap();
+    let error = pack_directory(tree.path(), &out).unwrap_err();
+    assert!(matches!(&error, ErofsError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
+    assert_eq!(std::fs::read(&out).unwrap(), b"the image of before");
+    assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn file_systems_mounted_below_and_the_image_itself_are_left_out() {
+    let Some(disk) = SmallDisk::new("8m") else { return };
+    let inner = disk.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(disk.path().join("file"), "x").unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&inner).status().unwrap();
+    assert!(mount.success());
+    std::fs::write(inner.join("hidden"), "x").unwrap();
+    let packed = pack_directory(disk.path(), &disk.path().join("image"));
+    assert!(Command::new("umount").arg(&inner).status().unwrap().success());
+    packed.unwrap();
+    let found = walk(&std::fs::read(disk.path().join("image")).unwrap());
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&b""[..], b"file", b"inner"]);
+}
+
+#[test]
+fn device_numbers_and_attributes_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("i");
+    let xattr = |name: &str, value: &[u8]| Xattr { name: name.into(), value: value.into() };
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let with = Attributes {
+        xattrs: vec![
+            xattr("user.empty", b""),
+            xattr("security.capability", &capability),
+            xattr("trusted.t", &[9; 300]),
+        ],
+        ..attributes(0o755)
+    };
+    let found = build(&path, |builder| {
+        let root = builder.root();
+        builder.device(root, b"null", &attributes(0o666), Device::Char { major: 1, minor: 3 }).unwrap();
+        builder.device(root, b"disk", &attributes(0o660), Device::Block { major: 259, minor: 70_000 }).unwrap();
+        builder.device(root, b"socket", &attributes(0o600), Device::Socket).unwrap();
+        builder.directory(root, b"dir", &with).unwrap();
+        let mut file = builder.file(root, b"ping", &with).unwrap();
+        file.write(&[5; 900]).unwrap();
+        file.end().unwrap();
+    });
+    let null = &found[b"null".as_slice()];
+    assert_eq!((null.mode, null.rdev), (0o020_666, 0x103));
+    assert_eq!(found[b"disk".as_slice()].rdev, (70_000 & 0xff) | (259 << 8) | ((70_000 & !0xff) << 12));
+    assert_eq!(found[b"socket".as_slice()].mode, 0o140_600);
+    for name in [&b"dir"[..], b"ping"] {
+        let xattrs = &found[name].xattrs;
+        assert_eq!(xattrs.len(), 3, "{xattrs:?}");
+        assert_eq!(xattrs[b"security.capability".as_slice()], capability);
+        assert_eq!(xattrs[b"trusted.t".as_slice()], [9; 300]);
+    }
+    assert_eq!(found[b"ping".as_slice()].data, [5; 900]);
+    fsck(&path);
+}
+
+#[test]
+fn times_before_1970_and_far_ahead_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let found = build(&dir.path().join("i"), |builder| {
+        for (name, mtime_s) in [("old", -86_400), ("new", 1 << 40)] {
+            let attributes = Attributes { mtime_s, mtime_ns: 999_999_999, ..attributes(0o644) };
+            builder.file(builder.root(), name.as_bytes(), &attributes).unwrap().end().unwrap();
+        }
+    });
+    assert_eq!(found[b"old".as_slice()].mtime, (-86_400, 999_999_999));
+    assert_eq!(found[b"new".as_slice()].mtime, (1 << 40, 999_999_999));
+}
+
+#[test]
+fn a_file_dropped_halfway_is_not_in_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let attributes = attributes(0o644);
+    let found = build(&dir.path().join("i"), |builder| {
+        let mut file = builder.file(builder.root(), b"half", &attributes).unwrap();
+        file.write(&[1; 4096]).unwrap();
+        drop(file);
+        add_file(builder, builder.root(), b"whole", &[2; 5000]);
+    });
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[b"whole".as_slice()].data, [2; 5000]);
+}
+
+#[test]
+fn trees_as_deep_as_a_path_can_be_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("i");
+    let found = build(&path, |builder| {
+        let mut at = builder.root();
+        for _ in 0..500 {
+            at = builder.directory(at, b"d", &attributes(0o755)).unwrap();
+        }
+        add_file(builder, at, b"f", b"deep");
+    });
+    assert_eq!(found[[b"d/".repeat(500), b"f".to_vec()].concat().as_slice()].data, b"deep");
+}
+
 /// A random tree as a list of (parent, name, what).
 #[derive(Clone, Debug)]
 enum What {

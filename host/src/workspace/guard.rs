@@ -179,6 +179,33 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// The judge is the kernel: links that pass the rule, all in one tree, never resolve to a place outside.
+        #[test]
+        fn no_set_of_links_that_pass_leads_out(
+            links in proptest::collection::vec(("[ab]/[abc]|[abc]", "[abc./]{1,8}"), 1..6)
+        ) {
+            let outer = tempfile::tempdir().unwrap();
+            let top = outer.path().canonicalize().unwrap().join("top");
+            for dir in ["top/a", "top/b", "a", "b", "c"] {
+                std::fs::create_dir_all(outer.path().join(dir)).unwrap();
+            }
+            let mut made = Vec::new();
+            for (at, target) in &links {
+                if link_stays_inside(&path(at), target.as_bytes())
+                    && std::os::unix::fs::symlink(target, top.join(at)).is_ok()
+                {
+                    made.push(top.join(at));
+                }
+            }
+            for link in made {
+                if let Ok(real) = link.canonicalize() {
+                    proptest::prop_assert!(real.starts_with(&top), "{} is {}", link.display(), real.display());
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_git_acts_upon_is_guarded_and_history_is_not() {
         let git = GitDirs::default();

@@ -169,3 +169,49 @@ pub(crate) fn read_base(image: &File, content: &Content, max_bytes: u64) -> io::
     image.read_exact_at(&mut bytes, *image_offset)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, file, tree};
+    use super::*;
+
+    #[test]
+    fn notes_are_bounded_but_all_counted() {
+        let mut notes = Notes::default();
+        for number in 0..Notes::KEPT_MAX + 5 {
+            let path = RelPath::parse(format!("n{number}").as_bytes()).unwrap();
+            notes.add(path, if number == 0 { NoteKind::MountSkipped } else { NoteKind::SpecialSkipped });
+        }
+        assert_eq!(notes.items().len(), Notes::KEPT_MAX);
+        assert_eq!(notes.counts()[&NoteKind::SpecialSkipped], Notes::KEPT_MAX as u64 + 4);
+        assert_eq!(notes.counts()[&NoteKind::MountSkipped], 1);
+    }
+
+    #[test]
+    fn base_content_is_read_up_to_a_limit_and_outlives_the_image_file() {
+        let fixture = Fixture::new(&tree(&[("f", file("0123456789")), ("d/g", file(""))]));
+        let entry = |path: &str| &fixture.manifest.entries[path.as_bytes()];
+        std::fs::remove_file(fixture.dir.path().join("image")).unwrap();
+        for (max, expected) in [(0, &b""[..]), (4, b"0123"), (10, b"0123456789"), (u64::MAX, b"0123456789")] {
+            assert_eq!(fixture.manifest.read_base(entry("f"), max).unwrap(), expected);
+        }
+        assert_eq!(fixture.manifest.read_base(entry("d"), 10).unwrap(), b"", "a directory has no content");
+    }
+
+    #[test]
+    fn every_note_says_something_of_its_own() {
+        let kinds = [
+            NoteKind::SpecialSkipped,
+            NoteKind::LinkLeavesTree,
+            NoteKind::MountSkipped,
+            NoteKind::UnreadableSkipped,
+            NoteKind::ChangedWhileRead,
+            NoteKind::GoneWhileRead,
+            NoteKind::GuestSpecial,
+            NoteKind::ReportedTwice,
+            NoteKind::BelowNonDirectory,
+        ];
+        let texts: std::collections::BTreeSet<&str> = kinds.iter().map(|kind| kind.text()).collect();
+        assert_eq!(texts.len(), kinds.len());
+    }
+}

@@ -198,4 +198,6 @@ fn chosen(change: &Change, options: &ApplyOptions, report: &mut ApplyReport) -> 
 }
 
 #[cfg(test)]
+mod race_tests;
+#[cfg(test)]
 mod tests;

@@ -249,3 +249,42 @@ fn target_mode(before: Option<&Entry>, after: &After, state: &State) -> Result<u
 fn safe_mode(after: u32, before: u32) -> u32 {
     after & 0o777 & !(0o022 & !before)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::changes::After;
+    use super::*;
+
+    #[test]
+    fn modes_lose_special_bits_and_new_write_permissions() {
+        for (after, before, expected) in [
+            (0o644, 0o644, 0o644),
+            (0o755, 0o644, 0o755),
+            (0o777, 0o644, 0o755),
+            (0o666, 0o664, 0o664),
+            (0o777, 0o777, 0o777),
+            (0o6755, 0o755, 0o755),
+            (0o1777, 0o755, 0o755),
+            (0o000, 0o644, 0o000),
+        ] {
+            assert_eq!(safe_mode(after, before), expected, "{after:o} over {before:o}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_the_hosts_unless_the_run_changed_it() {
+        let stat = |mode: u32| {
+            let mut stat = rustix::fs::stat("/").unwrap();
+            stat.st_mode = 0o040_000 | mode;
+            State::Dir { stat }
+        };
+        let before = Entry { mode: 0o755, mtime_ns: 0, identity: (0, 0), content: Content::Dir };
+        let after = |mode| After { mode, content: AfterContent::Dir };
+        assert_eq!(target_mode(Some(&before), &after(0o755), &stat(0o700)), Ok(0o700), "only the host");
+        assert_eq!(target_mode(Some(&before), &after(0o700), &stat(0o755)), Ok(0o700), "only the run");
+        assert_eq!(target_mode(Some(&before), &after(0o700), &stat(0o700)), Ok(0o700), "both the same");
+        assert_eq!(target_mode(Some(&before), &after(0o700), &stat(0o750)), Err(Conflict::Changed), "both");
+        assert_eq!(target_mode(None, &after(0o777), &State::Absent), Ok(0o755), "new");
+        assert_eq!(target_mode(None, &after(0o777), &stat(0o700)), Ok(0o700), "new on both sides");
+    }
+}

@@ -101,6 +101,41 @@ fn a_diff_of_very_many_files_is_cut_and_says_so() {
     assert_eq!(hurried.matches("\n+xxx").count(), 20, "without time the diffs are coarse but whole");
 }
 
+#[test]
+fn odd_names_are_quoted_as_git_quotes_them() {
+    for (name, quotation) in [
+        ("plain", "a/plain"),
+        ("with space", "a/with space"),
+        ("tab\there", "\"a/tab\\011here\""),
+        ("quote\"back\\slash", "\"a/quote\\\"back\\\\slash\""),
+        ("ümlaut", "\"a/\\303\\274mlaut\""),
+    ] {
+        assert_eq!(quoted("a/", &RelPath::parse(name.as_bytes()).unwrap()), quotation);
+    }
+}
+
+#[test]
+fn a_link_that_becomes_a_file_goes_and_comes() {
+    let before = tree(&[("x", Item::Link("target".into()))]);
+    let fixture = Fixture::new(&before);
+    let text = diff(&fixture.changes(&[guest_file("x", b"now text\n")]), &plain());
+    let expected = "diff --git a/x b/x\ndeleted file mode 120000\n--- a/x\n+++ /dev/null\n@@ -1 +0,0 @@\n-target\n\\ No newline at end of file\ndiff --git a/x b/x\nnew file mode 100644\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+now text\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn modes_git_does_not_know_and_directories_have_no_diff() {
+    let before = tree(&[("f", file("x")), ("d/g", file("y"))]);
+    let mut after = before.clone();
+    after.insert("f".into(), Item::File(0o600, b"x".to_vec()));
+    after.insert("d".into(), Item::Dir(0o700));
+    after.insert("e".into(), Item::Dir(0o755));
+    let fixture = Fixture::new(&before);
+    let set = fixture.changes(&upper(&before, &after));
+    assert_eq!(set.changes().len(), 3);
+    assert_eq!(diff(&set, &plain()), "");
+}
+
 /// A tree as git sees it: no empty directories, and of modes only whether the owner may execute.
 fn as_git_sees(tree: &Tree) -> Tree {
     let normal = |item: &Item| match item {

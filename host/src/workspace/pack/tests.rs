@@ -273,6 +273,59 @@ fn a_link_to_the_directory_is_followed_and_progress_ends_with_the_totals() {
 }
 
 #[test]
+fn a_full_disk_is_an_error_that_names_the_image_and_leaves_none() {
+    let Some(disk) = crate::erofs::tests::SmallDisk::new("1m") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), vec![1; 3 << 20]).unwrap();
+    let error = pack(dir.path(), &disk.path().join("image"), &PackLimits::default(), &mut |_, _| {}).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("image") && cause.contains("free space"), "{cause}");
+    assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_replaced_while_the_tree_is_walked_is_packed_as_it_was_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["1", "2", "3", "4"] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    let images = tempfile::tempdir().unwrap();
+    let mut step = 0;
+    let mut meanwhile = |_, _| {
+        step += 1;
+        if step == 1 {
+            std::fs::remove_file(dir.path().join("2")).unwrap();
+            symlink("/etc/passwd", dir.path().join("2")).unwrap();
+            std::fs::remove_file(dir.path().join("3")).unwrap();
+        }
+    };
+    let manifest = pack(dir.path(), &images.path().join("image"), &PackLimits::default(), &mut meanwhile).unwrap();
+    assert_eq!(
+        notes(&manifest),
+        [("2".to_owned(), NoteKind::LinkLeavesTree), ("3".to_owned(), NoteKind::GoneWhileRead)]
+    );
+    assert_eq!(manifest.entries[&rel("2")].content, Content::Symlink { target: b"/etc/passwd".to_vec() });
+    let found = reader::walk(&std::fs::read(images.path().join("image")).unwrap());
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&b""[..], b"1", b"2", b"4"]);
+}
+
+#[test]
+fn the_same_directory_gives_the_same_image() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    for name in ["d/a", "d/b", "c"] {
+        std::fs::write(dir.path().join(name), name.repeat(900)).unwrap();
+    }
+    let images = tempfile::tempdir().unwrap();
+    let pack_to = |name: &str| {
+        pack(dir.path(), &images.path().join(name), &PackLimits::default(), &mut |_, _| {}).unwrap();
+        std::fs::read(images.path().join(name)).unwrap()
+    };
+    assert_eq!(pack_to("1"), pack_to("2"));
+    assert_eq!(images.path().join("1").metadata().unwrap().mode() & 0o777, 0o600, "for the user's eyes only");
+}
+
+#[test]
 fn ten_thousand_entries_keep_their_content() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..100 {

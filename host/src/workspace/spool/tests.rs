@@ -100,6 +100,30 @@ fn the_spool_is_private_and_goes_away_unless_kept() {
 }
 
 #[test]
+fn a_full_disk_is_the_hosts_fault_and_leaves_nothing() {
+    let Some(disk) = crate::erofs::tests::SmallDisk::new("1m") else { return };
+    let mut spool = Spool::create(&disk.path().join("spool"), SpoolLimits::default()).unwrap();
+    spool.entry(&GuestEntry { size: 3 << 20, ..entry(b"f", GuestKind::File) }).unwrap();
+    let error = (0..48).find_map(|_| spool.data(&[1; 1 << 16]).err()).expect("the disk has 1 MiB");
+    assert!(!error.is_guest_fault() && error.to_string().contains("free space"), "{error}");
+    drop(spool);
+    assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_of_the_guests_are_never_names_on_the_host() {
+    let fixture = Fixture::new(&tree(&[]));
+    let (mut odd, data) = guest_file("x", b"x");
+    odd.path = b"data-1/data-0".to_vec();
+    let set = fixture.changes(&[guest_file("data-0", b"y"), (odd, data), guest_file("kept", b"z")]);
+    let mut names: Vec<_> =
+        std::fs::read_dir(set.spool_path()).unwrap().map(|found| found.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["data-0", "data-1", "data-2"]);
+    assert_eq!(set.read_after(&set.changes()[0], 10).unwrap(), b"y");
+}
+
+#[test]
 fn a_spool_directory_that_exists_is_not_reused() {
     let dir = tempfile::tempdir().unwrap();
     let error = Spool::create(dir.path(), SpoolLimits::default()).unwrap_err();
