@@ -52,7 +52,8 @@ impl Builder {
         self
     }
 
-    /// The guest's kernel: a vmlinux or bzImage for x86-64. Without it: one built from the distribution's source.
+    /// The guest's kernel: a vmlinux or bzImage for x86-64. Without it: the one that `MIDGE_KERNEL` names, else
+    /// one built from the distribution's source.
     pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
         self.kernel = Some(path.into());
         self

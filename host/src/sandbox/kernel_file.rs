@@ -40,13 +40,13 @@ fn examine(path: &Path, mem_mib: u64) -> Result<(), String> {
     }
     let unreadable = |error: io::Error| format!("which cannot be read: {error}");
     let mut magic = [0; 4];
-    if meta.len() < 1024 {
-        return Err(format!("which has only {} bytes", meta.len()));
-    }
+    let least = |bytes: u64| if meta.len() < bytes { Err(format!("which has only {} bytes", meta.len())) } else { Ok(()) };
+    least(ELF_HEADER_BYTES as u64)?;
     file.read_exact_at(&mut magic, 0).map_err(unreadable)?;
     if magic == *b"\x7fELF" {
         return examine_elf(&file, meta.len(), mem_mib);
     }
+    least(SETUP_MAGIC_AT + 4)?;
     file.read_exact_at(&mut magic, SETUP_MAGIC_AT).map_err(unreadable)?;
     if magic != *b"HdrS" {
         return Err("which is neither".to_owned());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::launch::{Image, Launch, Parts, limits, overlay};
 use super::{Builder, Defaults, Sandbox, WorkspaceOrigin, binaries, kernel_file, settings};
 use crate::cache::Cache;
+use crate::emulated::{EmulatedHost, share};
 use crate::error::{Error, Fault};
 use crate::kernel::Flavour;
 use crate::monitor::Place;
@@ -25,20 +26,26 @@ impl Builder {
     /// [`Error::Setting`] before anything is opened; [`Error::Prepare`], [`Error::RunDir`] and [`Error::Monitor`]
     /// for what this machine refuses; [`Error::VmEnded`], [`Error::BootTimeout`] and [`Error::GuestSetup`] when the
     /// guest does not come up.
-    pub async fn start(self) -> Result<Sandbox, Error> {
+    pub async fn start(mut self) -> Result<Sandbox, Error> {
         let recorder = Recorder::new();
         recorder.note("start");
         let host_mib = settings::host_memory_mib();
+        self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
-        let place = Place::Native { vmm: binaries::vmm()? };
+        let place = match share::named() {
+            Some(file) => {
+                let host = EmulatedHost::attach(&file);
+                Place::Emulated(Arc::new(host.map_err(|error| Error::prepare("emulated host", Fault::User, error))?))
+            }
+            None => Place::Native { vmm: binaries::vmm()? },
+        };
         let Self { settings, image, kernel, workspace, env, user, console, watch } = self;
         let request = Request { cpus: settings.cpus, disk_mib: settings.disk_mib, image, kernel, workspace, watch };
         let ready = blocking(move || request.prepare()).await?;
         recorder.note("prepared");
         let launch = Launch {
-            place,
             overlay: overlay(&settings, host_mib, &ready.run_dir)?,
-            limits: limits(&settings, false),
+            limits: limits(&settings, place.is_emulated()),
             parts: ready.parts,
             settings,
             console,
@@ -46,6 +53,7 @@ impl Builder {
             recorder,
             run_dir: ready.run_dir,
             workspace: ready.workspace,
+            place,
         };
         launch.start().await
     }
@@ -63,6 +71,11 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// `MIDGE_KERNEL`: for machines whose KVM needs a kernel of its own kind.
+fn kernel_from_environment() -> Option<PathBuf> {
+    std::env::var_os("MIDGE_KERNEL").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
