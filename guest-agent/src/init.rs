@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use midge_protocol::{InitFailed, Stage, ToHost};
+use rustix::mount::MountFlags;
 
 use crate::cmdline::{self, Disk, Request, WordError};
 use crate::control::Report;
@@ -16,7 +17,7 @@ use crate::files::changes::{Overlay, Overlays, set_overlays};
 use crate::link::{Conversation, Host};
 use crate::stats::meminfo_kib;
 use crate::sys::machine::{
-    self, MOVE, Mount, NO_ACCESS_TIMES, NO_SUID_DEV, NO_SUID_DEV_EXEC, NO_SUID_EXEC, READ_ONLY, mount,
+    self, Mount, NO_ACCESS_TIMES, NO_SUID_DEV, NO_SUID_DEV_EXEC, NO_SUID_EXEC, READ_ONLY, mount,
 };
 use crate::sys::process::{raise_open_files, since_boot};
 use crate::{cgroup, exec, users};
@@ -69,12 +70,12 @@ impl Stages {
     }
 }
 
-fn mount_at(source: &str, target: &str, fs_type: &str, flags: u64, data: &str) -> io::Result<()> {
+fn mount_at(source: &str, target: &str, fs_type: &str, flags: MountFlags, data: &str) -> io::Result<()> {
     mount(Mount { source, target: Path::new(target), fs_type, flags, data })
 }
 
 /// Mounts `fs_type`, making its directory where it is missing.
-fn mount_kernel(fs_type: &str, target: &str, flags: u64, data: &str) -> io::Result<()> {
+fn mount_kernel(fs_type: &str, target: &str, flags: MountFlags, data: &str) -> io::Result<()> {
     match mount_at(fs_type, target, fs_type, flags, data) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !Path::new(target).exists() => {
             fs::create_dir_all(target)?;
@@ -112,7 +113,7 @@ fn fill_standard_files() -> io::Result<()> {
     }
 }
 
-fn mount_disk(disk: &Disk, target: &str, flags: u64) -> Result<(), InitError> {
+fn mount_disk(disk: &Disk, target: &str, flags: MountFlags) -> Result<(), InitError> {
     step(format!("making {target}"), fs::create_dir_all(target))?;
     let device = disk.device.to_string_lossy();
     let since = Instant::now();
@@ -120,7 +121,7 @@ fn mount_disk(disk: &Disk, target: &str, flags: u64) -> Result<(), InitError> {
         thread::sleep(Duration::from_millis(1));
     }
     // The scratch disk is thrown away: filling its inode tables in the background would be work for nobody.
-    let options = if disk.fs_type == "ext4" && flags & READ_ONLY == 0 { "noinit_itable" } else { "" };
+    let options = if disk.fs_type == "ext4" && !flags.contains(READ_ONLY) { "noinit_itable" } else { "" };
     let result = mount_at(&device, target, &disk.fs_type, flags, options);
     step(format!("mounting {device} as {} at {target}", disk.fs_type), result)
 }
@@ -173,7 +174,10 @@ fn mount_overlay(base: &str, name: &str, target: &str, owner: Option<u32>) -> Re
     };
     step(format!("giving {upper} its owner"), like_base())?;
     let data = format!("lowerdir={base},upperdir={upper},workdir={work},{OVERLAY_OPTIONS}");
-    step(format!("mounting the overlay of {base} at {target}"), mount_at("overlay", target, "overlay", 0, &data))?;
+    step(
+        format!("mounting the overlay of {base} at {target}"),
+        mount_at("overlay", target, "overlay", MountFlags::empty(), &data),
+    )?;
     let dir = step(format!("opening {upper}"), fs::File::open(&upper))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir)));
     // Stays open as long as the guest lives.
@@ -190,11 +194,11 @@ fn switch_root() -> Result<(), InitError> {
     for moved in ["/proc", "/dev"] {
         let target = format!("{NEW_ROOT}{moved}");
         step(format!("making {target}"), fs::create_dir_all(&target))?;
-        step(format!("moving {moved} to the new root"), mount_at(moved, &target, "", MOVE, ""))?;
+        step(format!("moving {moved} to the new root"), machine::move_mount(moved, &target))?;
     }
     let switch = || {
         std::env::set_current_dir(NEW_ROOT)?;
-        mount_at(".", "/", "", MOVE, "")?;
+        machine::move_mount(".", "/")?;
         std::os::unix::fs::chroot(".")?;
         std::env::set_current_dir("/")
     };

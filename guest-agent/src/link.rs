@@ -38,7 +38,7 @@ impl Host {
     /// Where the host's conversations arrive.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         match self {
-            Self::Vsock => vsock::listen(AGENT_PORT).map(Listener::Vsock),
+            Self::Vsock => vsock::listen_on(AGENT_PORT).map(Listener::Vsock),
             Self::Unix(dir) => {
                 let path = dir.join("agent.sock");
                 remove_stale(&path)?;

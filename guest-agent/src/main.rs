@@ -26,6 +26,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::thread;
 
+use rustix::fs::Mode;
+
 use crate::control::{Power, Report};
 use crate::files::changes::{Overlay, Overlays, set_overlays};
 use crate::init::Stages;
@@ -46,7 +48,7 @@ const USAGE: &str = "midge-agent is PID 1 of a Midge guest and is not started by
 pub(crate) fn start() -> u8 {
     ignore_broken_pipes();
     share_one_heap();
-    set_umask(0o022);
+    set_umask(Mode::WGRP | Mode::WOTH);
     if std::process::id() == 1 {
         run_guest();
     }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Gid;
+
 use crate::sys::spawn::Ids;
 
 /// The user that commands run as where the guest has it.
@@ -100,10 +102,10 @@ fn find(wanted: &str, passwd: &str, group: &str) -> Result<Account, UserError> {
 
 fn account(entry: &Entry<'_>, group: &str) -> Account {
     let or = |value: &str, fallback: &str| PathBuf::from(if value.is_empty() { fallback } else { value });
-    let mut groups = vec![entry.gid];
+    let mut groups = vec![Gid::from_raw(entry.gid)];
     for (_, gid, members) in group.lines().filter_map(parse_group) {
-        if members.split(',').any(|member| member == entry.name) && !groups.contains(&gid) {
-            groups.push(gid);
+        if members.split(',').any(|member| member == entry.name) && !groups.contains(&Gid::from_raw(gid)) {
+            groups.push(Gid::from_raw(gid));
         }
     }
     Account {
@@ -117,7 +119,12 @@ fn account(entry: &Entry<'_>, group: &str) -> Account {
 /// A number without a name; as in every container, its group is its own number only for root.
 fn nameless(uid: u32) -> Account {
     let (name, home) = if uid == 0 { ("root".to_owned(), "/root") } else { (uid.to_string(), "/") };
-    Account { name, ids: Ids { uid, gid: uid, groups: vec![uid] }, home: home.into(), shell: "/bin/sh".into() }
+    Account {
+        name,
+        ids: Ids { uid, gid: uid, groups: vec![Gid::from_raw(uid)] },
+        home: home.into(),
+        shell: "/bin/sh".into(),
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +138,7 @@ mod tests {
     #[test]
     fn a_name_brings_its_groups_home_and_shell() {
         let account = find("agent", PASSWD, GROUP).unwrap();
-        assert_eq!(account.ids, Ids { uid: 1000, gid: 1000, groups: vec![1000, 44] });
+        assert_eq!(account.ids, Ids { uid: 1000, gid: 1000, groups: vec![Gid::from_raw(1000), Gid::from_raw(44)] });
         assert_eq!((account.home, account.shell), ("/home/agent".into(), "/bin/sh".into()));
     }
 

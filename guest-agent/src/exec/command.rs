@@ -39,7 +39,6 @@ const NOT_STARTED: u8 = 125;
 pub(crate) struct Command {
     pub(crate) program: Program,
     pub(crate) ends: Ends,
-    _theirs: [OwnedFd; 3],
 }
 
 /// Our ends: reads and writes of them do not wait.
@@ -80,15 +79,19 @@ pub(crate) fn prepare(exec: &Exec, tree: &Tree) -> Result<Command, Refused> {
         argv,
         env: env.into_iter().map(variable).collect::<Result<_, _>>().map_err(no_nul)?,
         cwd: Some(c_path(&directory(exec, &account)).map_err(|_| invalid("the directory's name holds a NUL byte"))?),
-        stdio: [theirs[0].as_raw_fd(), theirs[1].as_raw_fd(), theirs[2].as_raw_fd()],
+        stdio: theirs,
         terminal: exec.tty.is_some(),
         // Without privileges there is no choice.
         ids: (own_ids().0 == 0).then_some(account.ids),
-        cgroup: tree.entrance().map(|file| file.as_raw_fd()),
+        cgroup: tree
+            .entrance()
+            .map(File::try_clone)
+            .transpose()
+            .map_err(|error| not_started("entering a group", &error))?,
         killable: std::process::id() == 1,
         open_files: Some(OPEN_FILES),
     };
-    Ok(Command { program, ends, _theirs: theirs })
+    Ok(Command { program, ends })
 }
 
 /// What the client gets when `program` could not be started.

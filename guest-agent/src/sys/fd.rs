@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Waiting for and waking by file descriptors; extended attributes and sizes that the standard library leaves out.
-#![expect(unsafe_code, reason = "system calls without a safe wrapper in the standard library")]
+#![expect(unsafe_code, reason = "poll(2) with places that wait for nothing has no safe wrapper")]
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{c_path, check};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{CWD, RenameFlags, lgetxattr, renameat_with, statvfs};
+use rustix::io::Errno;
+
+use super::check;
+
+/// Longest extended attribute that is read, in bytes.
+const ATTRIBUTE_MAX_BYTES: usize = 4096;
 
 /// One descriptor in a wait.
 #[derive(Debug, Clone, Copy)]
@@ -61,12 +68,8 @@ pub(crate) fn wait(watches: &mut [Watch], timeout: Option<Duration>) -> io::Resu
 }
 
 /// Makes reads and writes of `fd` return instead of waiting.
-pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: changes a flag of an open descriptor; no memory is involved.
-    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
-    // SAFETY: as above.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
-    Ok(())
+pub(crate) fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::ioctl_fionbio(fd, true)?)
 }
 
 /// A descriptor that wakes a waiting thread.
@@ -75,10 +78,7 @@ pub(crate) struct Bell(File);
 
 impl Bell {
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: takes two numbers and answers a new descriptor.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: the descriptor is new and belongs to nobody else.
-        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+        Ok(Self(File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
     }
 
     /// Wakes the thread that waits, now or at its next wait.
@@ -100,49 +100,32 @@ impl AsRawFd for Bell {
     }
 }
 
-/// Whether `path` itself, no symlink followed, has the extended attribute `name` with this value.
+/// The extended attribute `name` of `path` itself, no symlink followed.
 pub(crate) fn attribute(path: &Path, name: &CStr) -> io::Result<Option<Vec<u8>>> {
-    let path = c_path(path)?;
-    let mut value = vec![0_u8; 4096];
-    // SAFETY: both strings end with NUL, and the kernel writes at most `value.len()` bytes.
-    let len = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    match usize::try_from(len) {
+    let mut value = vec![0_u8; ATTRIBUTE_MAX_BYTES];
+    match lgetxattr(path, name, &mut value[..]) {
         Ok(len) => {
             value.truncate(len);
             Ok(Some(value))
         }
-        Err(_) => match io::Error::last_os_error() {
-            error if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
-            error => Err(error),
-        },
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Size of the file system that holds `path`: total bytes, free bytes.
 pub(crate) fn disk_bytes(path: &Path) -> io::Result<(u64, u64)> {
-    let path = c_path(path)?;
-    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the string ends with NUL, and the kernel writes one `statvfs` where there is room for one.
-    check(unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) })?;
-    // SAFETY: all-zero bytes are a `statvfs` already, and the call has succeeded.
-    let answer = unsafe { answer.assume_init() };
+    let answer = statvfs(path)?;
     Ok((answer.f_blocks.saturating_mul(answer.f_frsize), answer.f_bavail.saturating_mul(answer.f_frsize)))
 }
 
 /// Renames without replacing what is at `to`.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    let (from, to) = (c_path(from)?, c_path(to)?);
-    // SAFETY: both strings end with NUL; the kernel only reads them.
-    let answer =
-        unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::RENAME_NOREPLACE) };
-    check(answer).map(drop)
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 /// Sets an extended attribute: for tests of what a run may leave.
 #[cfg(test)]
 pub(crate) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
-    let path = c_path(path)?;
-    // SAFETY: both strings end with NUL, and the kernel reads `value.len()` bytes.
-    let answer = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    check(answer).map(drop)
+    Ok(rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty())?)
 }

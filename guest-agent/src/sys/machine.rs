@@ -5,10 +5,15 @@
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use super::{c_path, check};
+use rustix::mount::MountFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::system::{RebootCommand, reboot};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use super::check;
 
 /// One mount.
 #[derive(Debug, Clone, Copy)]
@@ -16,58 +21,53 @@ pub(crate) struct Mount<'a> {
     pub(crate) source: &'a str,
     pub(crate) target: &'a Path,
     pub(crate) fs_type: &'a str,
-    pub(crate) flags: u64,
+    pub(crate) flags: MountFlags,
     pub(crate) data: &'a str,
 }
 
 /// Read-only.
-pub(crate) const READ_ONLY: u64 = libc::MS_RDONLY;
+pub(crate) const READ_ONLY: MountFlags = MountFlags::RDONLY;
 /// No set-uid programs, no devices.
-pub(crate) const NO_SUID_DEV: u64 = libc::MS_NOSUID | libc::MS_NODEV;
+pub(crate) const NO_SUID_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 /// No set-uid programs, no devices, no programs.
-pub(crate) const NO_SUID_DEV_EXEC: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+pub(crate) const NO_SUID_DEV_EXEC: MountFlags = NO_SUID_DEV.union(MountFlags::NOEXEC);
 /// No set-uid programs, no programs.
-pub(crate) const NO_SUID_EXEC: u64 = libc::MS_NOSUID | libc::MS_NOEXEC;
+pub(crate) const NO_SUID_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 /// Reading leaves no trace.
-pub(crate) const NO_ACCESS_TIMES: u64 = libc::MS_NOATIME;
-/// The source is a mount that goes to another place.
-pub(crate) const MOVE: u64 = libc::MS_MOVE;
+pub(crate) const NO_ACCESS_TIMES: MountFlags = MountFlags::NOATIME;
 
 /// Mounts.
 pub(crate) fn mount(mount: Mount<'_>) -> io::Result<()> {
-    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
-    let source = CString::new(mount.source).map_err(invalid)?;
-    let fs_type = CString::new(mount.fs_type).map_err(invalid)?;
-    let data = CString::new(mount.data).map_err(invalid)?;
-    let target = c_path(mount.target)?;
-    // SAFETY: all strings end with NUL; the kernel only reads them.
-    let answer =
-        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fs_type.as_ptr(), mount.flags, data.as_ptr().cast()) };
-    check(answer).map(drop)
+    let data = CString::new(mount.data).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(rustix::mount::mount(mount.source, mount.target, mount.fs_type, mount.flags, &*data)?)
+}
+
+/// Moves a mount to another place.
+pub(crate) fn move_mount(from: &str, to: &str) -> io::Result<()> {
+    Ok(rustix::mount::mount_move(from, to)?)
 }
 
 /// Writes all file systems out.
 pub(crate) fn sync() {
-    // SAFETY: takes nothing.
-    unsafe { libc::sync() };
+    rustix::fs::sync();
 }
 
 /// Resets the machine; returns only on failure.
 pub(crate) fn reset() -> io::Error {
-    // SAFETY: takes a number.
-    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
-    io::Error::last_os_error()
+    match reboot(RebootCommand::Restart) {
+        Ok(()) => io::ErrorKind::Other.into(),
+        Err(error) => error.into(),
+    }
 }
 
 /// Sets the wall clock.
 pub(crate) fn set_clock(unix_time_ns: u64) -> io::Result<()> {
     const NS_PER_S: u64 = 1_000_000_000;
-    let time = libc::timespec {
+    let time = Timespec {
         tv_sec: i64::try_from(unix_time_ns / NS_PER_S).unwrap_or(i64::MAX),
         tv_nsec: i64::try_from(unix_time_ns % NS_PER_S).unwrap_or(0),
     };
-    // SAFETY: the kernel reads one `timespec`.
-    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }).map(drop)
+    Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
 /// Most entropy that is given to the kernel at once, in bytes.
@@ -99,27 +99,27 @@ pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
 /// IFF_UP and IFF_RUNNING of netdevice(7).
 const UP_AND_RUNNING: libc::c_short = 0x1 | 0x40;
 
+/// The kernel's `struct ifreq`, with flags in its union.
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: libc::c_short,
+    unused: [u8; 22],
+}
+const _: () = assert!(size_of::<InterfaceFlags>() == size_of::<libc::ifreq>());
+
 /// Brings the loopback interface up.
 pub(crate) fn loopback_up() -> io::Result<()> {
-    // SAFETY: takes three numbers and answers a new descriptor.
-    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the descriptor is new and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut request = std::mem::MaybeUninit::<libc::ifreq>::zeroed();
-    // SAFETY: all-zero bytes are an `ifreq`.
-    let request = unsafe { request.assume_init_mut() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
-        *place = byte.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = UP_AND_RUNNING;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut request = InterfaceFlags { name: [0; 16], flags: UP_AND_RUNNING, unused: [0; 22] };
+    request.name[..2].copy_from_slice(b"lo");
     // SAFETY: the kernel reads one `ifreq` with a name that ends with NUL.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const *request) }).map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
 /// Makes a device node: for tests of what a run may leave.
 #[cfg(test)]
-pub(crate) fn make_node(path: &Path, mode: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
-    let path = c_path(path)?;
-    // SAFETY: the string ends with NUL.
-    check(unsafe { libc::mknod(path.as_ptr(), mode, device) }).map(drop)
+pub(crate) fn make_character_device(path: &Path, device: libc::dev_t) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    Ok(mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), device)?)
 }

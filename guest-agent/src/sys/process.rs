@@ -5,6 +5,10 @@
 use std::io;
 use std::time::Duration;
 
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getegid, geteuid, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
 use super::check;
 
 /// How a process ended and what it used, its waited-for children included.
@@ -76,16 +80,13 @@ pub(crate) fn ignore_broken_pipes() {
 }
 
 /// Permission bits that new files never get.
-pub(crate) fn set_umask(mask: libc::mode_t) {
-    // SAFETY: takes a number, never fails.
-    unsafe { libc::umask(mask) };
+pub(crate) fn set_umask(mask: Mode) {
+    rustix::process::umask(mask);
 }
 
 /// Lets this process open `hard` files; what is started from it gets its own limit.
 pub(crate) fn raise_open_files(hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
-    // SAFETY: the kernel reads one `rlimit`.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) })?)
 }
 
 /// All threads share one heap: without this every conversation's thread maps a heap of its own.
@@ -96,16 +97,11 @@ pub(crate) fn share_one_heap() {
 
 /// The ids of this process: user, group.
 pub(crate) fn own_ids() -> (u32, u32) {
-    // SAFETY: takes nothing, never fails.
-    let uid = unsafe { libc::geteuid() };
-    // SAFETY: as above.
-    (uid, unsafe { libc::getegid() })
+    (geteuid().as_raw(), getegid().as_raw())
 }
 
 /// A moment of the clock that starts with the kernel.
 pub(crate) fn since_boot() -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one `timespec`.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let now = clock_gettime(ClockId::Monotonic);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

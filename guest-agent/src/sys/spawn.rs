@@ -6,8 +6,15 @@
 #![expect(unsafe_code, reason = "the child of clone(2) lives under rules that no safe wrapper offers")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::process::{Gid, Resource, Rlimit, Uid, chdir, ioctl_tiocsctty, setrlimit, setsid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::check;
 
@@ -26,13 +33,13 @@ pub(crate) struct Program {
     /// Working directory.
     pub(crate) cwd: Option<CString>,
     /// Standard input, output, error; all above 2.
-    pub(crate) stdio: [RawFd; 3],
+    pub(crate) stdio: [OwnedFd; 3],
     /// Standard input is a terminal that shall control the session.
     pub(crate) terminal: bool,
     /// Whom the program runs as; `None` leaves it as the agent.
     pub(crate) ids: Option<Ids>,
     /// An open `cgroup.procs`.
-    pub(crate) cgroup: Option<RawFd>,
+    pub(crate) cgroup: Option<File>,
     /// Take back the protection that the agent has against the out-of-memory killer.
     pub(crate) killable: bool,
     /// Files it may open: now, and at most.
@@ -45,7 +52,7 @@ pub(crate) struct Ids {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     /// Supplementary groups.
-    pub(crate) groups: Vec<u32>,
+    pub(crate) groups: Vec<Gid>,
 }
 
 /// What the child was doing when it failed.
@@ -66,8 +73,11 @@ struct Task<'a> {
     program: &'a Program,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
-    failed: Option<(Step, i32)>,
+    failed: Option<Failed>,
 }
+
+/// A step and its error number.
+type Failed = (Step, i32);
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
@@ -95,13 +105,10 @@ pub(crate) fn spawn(program: &Program) -> Result<libc::pid_t, (Step, io::Error)>
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: `spawn` passes its `Task` and does not run until this function is done with it.
     let task = unsafe { &mut *argument.cast::<Task<'_>>() };
-    let step = match prepare(task.program) {
-        Ok(()) => execute(task),
-        Err(step) => step,
+    task.failed = match prepare(task.program) {
+        Ok(()) => Some((Step::Execute, execute(task))),
+        Err(failed) => Some(failed),
     };
-    if task.failed.is_none() {
-        task.failed = Some((step, errno()));
-    }
     127
 }
 
@@ -109,44 +116,39 @@ fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-fn done(answer: c_int, step: Step) -> Result<(), Step> {
-    if answer < 0 { Err(step) } else { Ok(()) }
+/// Ties a failed system call to its step.
+fn at(step: Step) -> impl FnOnce(Errno) -> Failed {
+    move |errno| (step, errno.raw_os_error())
 }
 
 /// Makes the child what the program expects, in an order that matters: rights are dropped last but one.
-fn prepare(program: &Program) -> Result<(), Step> {
+fn prepare(program: &Program) -> Result<(), Failed> {
     reset_signals();
-    if let Some(cgroup) = program.cgroup {
-        // SAFETY: writes one byte of a constant.
-        let written = unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) };
-        done(if written == 1 { 0 } else { -1 }, Step::Cgroup)?;
+    if let Some(cgroup) = &program.cgroup {
+        rustix::io::write(cgroup, b"0").map_err(at(Step::Cgroup))?;
     }
     if program.killable {
         forget_protection();
     }
-    // SAFETY: takes nothing.
-    done(unsafe { libc::setsid() }, Step::Session)?;
-    for (target, source) in (0..).zip(program.stdio) {
-        // SAFETY: takes two numbers; the sources are above all targets.
-        done(unsafe { libc::dup2(source, target) }, Step::Stdio)?;
-    }
+    setsid().map_err(at(Step::Session))?;
+    let [stdin, stdout, stderr] = &program.stdio;
+    dup2_stdin(stdin).map_err(at(Step::Stdio))?;
+    dup2_stdout(stdout).map_err(at(Step::Stdio))?;
+    dup2_stderr(stderr).map_err(at(Step::Stdio))?;
     // SAFETY: takes three numbers. What the agent itself inherited stays with the agent.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if program.terminal {
-        // SAFETY: takes numbers.
-        done(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }, Step::Terminal)?;
+        ioctl_tiocsctty(stdin).map_err(at(Step::Terminal))?;
     }
     if let Some((soft, hard)) = program.open_files {
-        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-        // SAFETY: the kernel reads one `rlimit`. Its failure leaves the agent's limit, which is harmless.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        // Its failure leaves the agent's limit, which is harmless.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: Some(hard) });
     }
     if let Some(ids) = &program.ids {
-        become_user(ids)?;
+        become_user(ids).map_err(at(Step::User))?;
     }
     if let Some(cwd) = &program.cwd {
-        // SAFETY: the string ends with NUL.
-        done(unsafe { libc::chdir(cwd.as_ptr()) }, Step::Dir)?;
+        chdir(&**cwd).map_err(at(Step::Dir))?;
     }
     Ok(())
 }
@@ -162,33 +164,26 @@ fn reset_signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
 }
 
-/// The agent's protection against the out-of-memory killer is inherited; programs shall not have it.
+/// The agent's protection against the out-of-memory killer is inherited; programs shall not have it. Without effect
+/// where the kernel has no such killer.
 fn forget_protection() {
-    // SAFETY: the string ends with NUL.
-    let file = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-    if file >= 0 {
-        // SAFETY: writes one byte of a constant; without effect where the kernel has no such killer.
-        unsafe { libc::write(file, c"0".as_ptr().cast(), 1) };
+    if let Ok(file) = open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::io::write(&file, b"0");
     }
 }
 
-/// By bare system calls: the C library's functions would change all threads of the agent, whose memory this child shares.
-fn become_user(ids: &Ids) -> Result<(), Step> {
-    let (uid, gid) = (ids.uid, ids.gid);
-    // SAFETY: the kernel reads `len` numbers.
-    let answer = unsafe { libc::syscall(libc::SYS_setgroups, ids.groups.len(), ids.groups.as_ptr()) };
-    done(if answer < 0 { -1 } else { 0 }, Step::User)?;
-    // SAFETY: takes three numbers.
-    let answer = unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) };
-    done(if answer < 0 { -1 } else { 0 }, Step::User)?;
-    // SAFETY: takes three numbers.
-    let answer = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
-    done(if answer < 0 { -1 } else { 0 }, Step::User)
+/// By system calls for one thread: the C library's functions would change all of the agent, whose memory this child
+/// shares.
+fn become_user(ids: &Ids) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
+    set_thread_groups(&ids.groups)?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)
 }
 
 /// Tries the candidates as `execvp` does, without its shell: a path that is not there lets the next one try, one that
 /// may not be executed is remembered. Returns only on failure.
-fn execute(task: &mut Task<'_>) -> Step {
+fn execute(task: &Task<'_>) -> i32 {
     let mut refused = None;
     for candidate in &task.program.candidates {
         // SAFETY: the path ends with NUL, and both lists are NUL-ended strings with a null pointer at the end.
@@ -203,6 +198,5 @@ fn execute(task: &mut Task<'_>) -> Step {
             }
         }
     }
-    task.failed = Some((Step::Execute, refused.unwrap_or(libc::ENOENT)));
-    Step::Execute
+    refused.unwrap_or(libc::ENOENT)
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{OPAQUE, Overlay, REDIRECT, walk};
 use crate::sys::c_path;
 use crate::sys::fd::set_attribute;
-use crate::sys::machine::make_node;
+use crate::sys::machine::make_character_device;
 use crate::testing::is_root;
 
 struct Trees {
@@ -83,8 +83,8 @@ fn marks_of_overlayfs_are_understood() {
     }
     let trees = trees();
     let upper = &trees.overlay.upper;
-    make_node(&upper.join("gone"), libc::S_IFCHR, 0).unwrap();
-    make_node(&upper.join("null"), libc::S_IFCHR, libc::makedev(1, 3)).unwrap();
+    make_character_device(&upper.join("gone"), 0).unwrap();
+    make_character_device(&upper.join("null"), libc::makedev(1, 3)).unwrap();
     fs::create_dir(upper.join("opaque")).unwrap();
     fs::write(upper.join("opaque/new"), "x").unwrap();
     if let Err(error) = set_attribute(&upper.join("opaque"), OPAQUE, b"y") {
