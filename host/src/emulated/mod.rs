@@ -8,6 +8,7 @@
 //!
 //! This file is the near side: it starts QEMU (`qemu`) and opens conversations.
 
+mod clock;
 pub mod outpost;
 mod qemu;
 pub mod share;
@@ -380,11 +381,12 @@ async fn start_on_free_port(
     opts: &EmulatedOptions,
     token_file: &Path,
 ) -> Result<(qemu::Qemu, u16), EmulatedError> {
+    let tsc_khz = clock::tsc_khz();
     let mut tries = 0;
     loop {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
         let port = port.map_err(|source| io_error("looking for a free port", source))?.port();
-        let mut qemu = qemu::Qemu::start(program, &qemu::arguments(opts, token_file, port))?;
+        let mut qemu = qemu::Qemu::start(program, &qemu::arguments(opts, token_file, port, tsc_khz))?;
         tries += 1;
         match qemu.ready(opts.ready_timeout).await {
             Ok(()) => return Ok((qemu, port)),

@@ -32,8 +32,10 @@ pub(super) fn program() -> Option<PathBuf> {
 /// - `microvm` without ACPI: no firmware tables, no PCI, nothing to enumerate; virtio windows are on the command line.
 /// - `max,-la57`: everything that TCG can emulate, SVM with nested paging among it; 5-level paging only makes walks longer.
 /// - `tsc=reliable`: no watchdog that would call the clock unstable whenever the emulator was not scheduled.
+/// - `tsc_early_khz`: its frequency is told, not measured (see `clock`).
+/// - `no_timer_check`: an emulator that was not scheduled for 10 ms is no broken timer.
 /// - `reboot=t` with `-no-reboot`: a restart ends QEMU.
-pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16) -> Vec<OsString> {
+pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, tsc_khz: u64) -> Vec<OsString> {
     let threads = if opts.cpus > 1 { "multi" } else { "single" };
     let mut words: Vec<OsString> = Vec::new();
     let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
@@ -44,8 +46,8 @@ pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16) ->
     add("-m", opts.mem_mib.to_string().into());
     add("-kernel", opts.kernel.clone().into());
     add("-initrd", opts.initramfs.clone().into());
-    let mut append = OsString::from("console=ttyS0 quiet panic=-1 reboot=t tsc=reliable nokaslr mitigations=off ");
-    append.push(TOKEN_WORD);
+    let clock = format!("tsc=reliable tsc_early_khz={tsc_khz} no_timer_check");
+    let mut append = OsString::from(format!("console=ttyS0 quiet panic=-1 reboot=t {clock} {TOKEN_WORD}"));
     append.push(token_file);
     add("-append", append);
     add("-serial", "stdio".into());
@@ -210,7 +212,7 @@ mod tests {
     }
 
     fn text(cpus: u32) -> String {
-        let words = arguments(&options(cpus), Path::new("/run/t/token"), 41234);
+        let words = arguments(&options(cpus), Path::new("/run/t/token"), 41234, 2_600_000);
         words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }
 
@@ -219,7 +221,7 @@ mod tests {
         let text = text(1);
         assert!(text.contains("hostfwd=tcp:127.0.0.1:41234-:7000"), "{text}");
         assert!(text.contains("restrict=on") && text.contains("readonly=on"), "{text}");
-        assert!(text.contains("midge.token=/run/t/token"), "{text}");
+        assert!(text.contains("tsc_early_khz=2600000 no_timer_check midge.token=/run/t/token"), "{text}");
         assert!(text.contains("-no-reboot") && text.contains("-m 2048 "), "{text}");
     }
 
