@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where metadata goes: inodes to slots, names to directory blocks. Pure arithmetic on sizes, no file is touched.
 
-use super::spec::{BLOCK, BLOCK_BYTES, DIRENT_BYTES, INODE_BYTES, SLOT_BYTES, dirent};
+use super::spec::{BLOCK, BLOCK_BYTES, DIRENT_BYTES, INODE_BYTES, SLOT_BYTES, XATTR_HEADER_BYTES, dirent};
 
 /// One name of a directory, ready to be written.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +32,10 @@ impl Slots {
         at
     }
 
-    /// Whole blocks used so far.
+    /// Whole blocks used so far, with room for an attribute header behind the last inode: `fsck.erofs` 1.5 reads one there
+    /// even when there is none, and takes the end of the image for damage.
     pub(crate) fn blocks(&self) -> u64 {
-        self.next.div_ceil(BLOCK)
+        (self.next + XATTR_HEADER_BYTES as u64).div_ceil(BLOCK)
     }
 }
 
@@ -101,7 +102,17 @@ mod tests {
         assert_eq!(slots.place(65), BLOCK);
         assert_eq!(slots.place(64), BLOCK + 96, "slots are 32 bytes");
         assert_eq!(slots.place(BLOCK), 2 * BLOCK);
-        assert_eq!(slots.blocks(), 3);
+        assert_eq!(slots.blocks(), 4, "three, and room behind the last inode");
+    }
+
+    #[test]
+    fn the_metadata_area_goes_on_behind_an_inode_at_the_end_of_a_block() {
+        let mut slots = Slots::new();
+        slots.place(BLOCK - 64 - XATTR_HEADER_BYTES as u64);
+        assert_eq!(slots.blocks(), 1);
+        let mut slots = Slots::new();
+        slots.place(BLOCK - 64 - XATTR_HEADER_BYTES as u64 + 1);
+        assert_eq!(slots.blocks(), 2);
     }
 
     #[test]

@@ -362,6 +362,22 @@ fn file_systems_mounted_below_and_the_image_itself_are_left_out() {
 }
 
 #[test]
+fn images_whose_last_inode_ends_at_any_place_in_a_block_are_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    for count in 55..66 {
+        let path = dir.path().join(format!("i{count}"));
+        let found = build(&path, |builder| {
+            for number in 0..count {
+                let name = format!("{number:02}");
+                builder.device(builder.root(), name.as_bytes(), &attributes(0o600), Device::Fifo).unwrap();
+            }
+        });
+        assert_eq!(found.len(), count + 1);
+        fsck(&path);
+    }
+}
+
+#[test]
 fn device_numbers_and_attributes_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("i");
