@@ -45,6 +45,7 @@ pub(crate) struct Rig {
     pub(crate) dir: TempDir,
     offered: Vec<Offered>,
     features: u64,
+    turns: u32,
 }
 
 impl Rig {
@@ -76,6 +77,7 @@ impl Rig {
             dir,
             offered: Vec::new(),
             features,
+            turns: 0,
         }
     }
 
@@ -102,6 +104,8 @@ impl Rig {
 
     /// Lets the worker do what it can, until it has nothing to do twice in a row.
     pub(crate) fn turn(&mut self) {
+        self.turns += 1;
+        assert!(self.turns < 100_000, "the test goes on for ever");
         for _ in 0..4 {
             self.worker.turn();
         }

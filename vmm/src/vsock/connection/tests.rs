@@ -192,6 +192,14 @@ fn reset_after_a_clean_end_keeps_the_bytes_owed_and_another_does_not() {
     assert!(effects(&mut clean).contains(&HostEffect::Close));
     assert_eq!(sent(&mut clean), [], "the guest has forgotten it");
 
+    let mut half = open();
+    half.on_packet(&data(10), 0).unwrap();
+    half.on_packet(&shutdown(2), 0).unwrap();
+    half.on_packet(&packet(Wire::guest(RST)), 1).unwrap();
+    assert_eq!(effects(&mut half), [], "it had said that these were its last bytes");
+    half.on_forwarded(10, 2);
+    assert_eq!(effects(&mut half), [HostEffect::Close]);
+
     let mut abrupt = open();
     abrupt.on_packet(&data(10), 0).unwrap();
     abrupt.on_packet(&packet(Wire::guest(RST)), 1).unwrap();

@@ -61,6 +61,24 @@ fn what_a_full_socket_refuses_is_kept_in_order_and_flushed() {
 }
 
 #[test]
+fn later_bytes_do_not_overtake_kept_ones() {
+    let (mut ours, mut theirs) = stream();
+    let (_driver, first) = chain(&[1; 50_000]);
+    while ours.kept_bytes() == 0 {
+        ours.send_or_keep(first.reader(), 50_000).unwrap();
+    }
+    let mut got = read_now(&mut theirs);
+    let (_driver, second) = chain(&[2; 10]);
+    assert_eq!(ours.send_or_keep(second.reader(), 10), Ok(0), "there is room, but others were first");
+    while ours.kept_bytes() > 0 {
+        ours.flush().unwrap();
+        got.extend(read_now(&mut theirs));
+    }
+    got.extend(read_now(&mut theirs));
+    assert!(got.is_sorted() && got.ends_with(&[1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]));
+}
+
+#[test]
 fn peer_that_is_gone_is_told_apart_from_a_full_socket() {
     let (mut ours, theirs) = stream();
     let (_driver, chain) = chain(&pattern(50_000));

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::io::Write;
 use std::net::Shutdown;
+use std::time::Duration;
 
 use super::super::event::Event;
 use super::super::model::{CREDIT_UPDATE, Endpoint, HOST_PORT, Wire};
 use super::super::model::{REQUEST, RESPONSE, RST, RW, SHUTDOWN};
 use super::super::rig::{EVENT_IDX, Layout, Rig, VERSION_1, is_at_end, pattern, read_now};
 use super::super::table::WINDOW_BYTES;
-use crate::virtio::fake::Part;
+use crate::virtio::fake::{FakeDriver, Part};
 
 #[test]
 fn guests_bytes_arrive_in_every_layout_of_its_chains() {
@@ -331,6 +332,52 @@ fn interrupts_and_kicks_are_asked_for_only_when_needed() {
     host.write_all(&pattern(4000)).unwrap();
     rig.deliver(&mut guest);
     assert_eq!(rig.rx.avail_event(), before, "no kick is asked for while there are buffers");
+}
+
+/// The guest wants an interrupt for the next used buffer.
+fn want_next(driver: &FakeDriver) {
+    let index = driver.read(driver.used + 2, 2);
+    driver.set_used_event(u16::from_le_bytes([index[0], index[1]]));
+}
+
+#[test]
+fn taken_packets_are_told_late_or_when_they_are_many_or_with_something_else() {
+    let mut rig = Rig::new();
+    let (mut guest, host) = rig.guest_opens(1);
+    let mut write = |rig: &mut Rig| {
+        let (wire, payload) = guest.send(b"x").unwrap();
+        rig.put(wire, &payload, Layout::Together);
+        rig.worker.turn();
+    };
+    std::thread::sleep(Duration::from_millis(5));
+    rig.turn();
+    let _ = rig.irq.read();
+    // The guest wants to hear of every one.
+    rig.tx.used();
+    want_next(&rig.tx);
+    write(&mut rig);
+    assert!(rig.irq.read().is_err(), "one packet alone is no reason");
+    std::thread::sleep(Duration::from_millis(5));
+    rig.turn();
+    assert_eq!(rig.irq.read().unwrap(), 1, "but it is told in the end");
+
+    want_next(&rig.tx);
+    let mut packets = 0;
+    while rig.irq.read().is_err() {
+        write(&mut rig);
+        packets += 1;
+    }
+    assert!(packets <= 32, "told after {packets}");
+
+    want_next(&rig.tx);
+    want_next(&rig.rx);
+    write(&mut rig);
+    (&host).write_all(b"y").unwrap();
+    rig.turn();
+    assert_eq!(rig.irq.read().unwrap(), 1, "one interrupt for both");
+    std::thread::sleep(Duration::from_millis(5));
+    rig.turn();
+    assert!(rig.irq.read().is_err(), "nothing was left to tell");
 }
 
 #[test]
