@@ -190,10 +190,17 @@ impl EmulatedHost {
         let (qemu, port) = started?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let line = request(&token, Op::Hold);
-        let hold = converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
+        let hold =
+            converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
         let boot_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(boot_ms, port, "the emulated host is ready");
         Ok(Self { own: Some(Own { qemu, _hold: hold, _token_file: token_file }), address, token, boot_ms })
+    }
+
+    /// QEMU, where it is installed.
+    #[must_use]
+    pub fn program() -> Option<PathBuf> {
+        qemu::program()
     }
 
     /// How long it took to start.
