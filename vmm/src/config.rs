@@ -276,7 +276,8 @@ fn metadata(field: &str, path: &Path, accepted: &'static str) -> Result<fs::Meta
     if meta.is_dir() {
         return Err(refuse("is a directory".to_owned()));
     }
-    if !meta.is_file() && !(field.starts_with("disks") && meta.file_type().is_block_device()) {
+    let usable = meta.is_file() || (field.starts_with("disks") && meta.file_type().is_block_device());
+    if !usable {
         return Err(refuse("is not a regular file".to_owned()));
     }
     Ok(meta)

@@ -77,17 +77,26 @@ fn log_at(ram: &GuestRam, found: u64, end: u64) -> Option<Vec<String>> {
     Some(lines(&log))
 }
 
-/// Printable runs, as `strings` shows them. Up to seven stray bytes of an older, longer text may
-/// follow a record's own: its length is kept elsewhere.
+/// Printable runs, as `strings` shows them.
 fn lines(log: &[u8]) -> Vec<String> {
     let mut lines = Vec::new();
     for run in log.split(|byte| !(b' '..=b'~').contains(byte)) {
         if run.len() >= LINE_MIN_BYTES {
+            let run = without_residue(run);
             let run = run.get(..LINE_MAX_BYTES).unwrap_or(run);
             lines.push(String::from_utf8_lossy(run).trim_end().to_owned());
         }
     }
     lines
+}
+
+/// Linux shifts a text left by the two bytes of its level mark, which leaves the last two bytes
+/// standing twice.
+fn without_residue(run: &[u8]) -> &[u8] {
+    match run {
+        [text @ .., c, d] if text.ends_with(&[*c, *d]) => text,
+        _ => run,
+    }
 }
 
 #[cfg(test)]
@@ -154,11 +163,17 @@ mod tests {
     #[test]
     fn escape_sequences_and_endless_lines_do_not_reach_a_terminal() {
         let ram = ram();
-        let long = "z".repeat(4000);
+        let long = "yz".repeat(2000);
         put_log(&ram, AT, &[RECORDS[0], RECORDS[1], "red \u{1b}[31mwords\u{7} here", &long]);
         let lines = kernel_log(&ram, 0, 8 << 20);
         assert!(lines.iter().all(|line| line.bytes().all(|b| (b' '..=b'~').contains(&b))));
         assert_eq!(lines.last().unwrap().len(), LINE_MAX_BYTES);
+    }
+
+    #[test]
+    fn the_two_bytes_that_linux_leaves_behind_a_text_are_cut() {
+        assert_eq!(lines(b"reboot: machine restartrt\n"), ["reboot: machine restart"]);
+        assert_eq!(lines(b"reboot: machine restart"), ["reboot: machine restart"]);
     }
 
     #[test]

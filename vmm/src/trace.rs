@@ -120,8 +120,10 @@ impl Trace {
         self.mark_at(stage, Instant::now());
     }
 
-    /// Marks a stage as reached at `when`, by another thread's clock reading.
+    /// Marks a stage as reached at `when`, by another thread's clock reading. A stage is not
+    /// reached before the one marked before it, even if its own part of the work was.
     pub fn mark_at(&mut self, stage: Stage, when: Instant) {
+        let when = self.stages.last().map_or(when, |&(_, before)| when.max(before));
         self.stages.push((stage, when));
     }
 
@@ -185,6 +187,17 @@ mod tests {
         assert_eq!(lines[0]["t_us"], 0);
         assert_eq!(lines[1]["name"], "config_read");
         assert!(lines[1]["mono_ns"].as_u64().unwrap() >= lines[0]["mono_ns"].as_u64().unwrap());
+    }
+
+    #[test]
+    fn a_stage_is_never_reached_before_the_one_before_it() {
+        let mut trace = Trace::start();
+        let early = Instant::now();
+        std::thread::sleep(Duration::from_millis(2));
+        trace.mark(Stage::MemoryReady);
+        trace.mark_at(Stage::KernelMapped, early);
+        let times: Vec<_> = trace.stages.iter().map(|stage| stage.1).collect();
+        assert!(times.is_sorted());
     }
 
     #[test]

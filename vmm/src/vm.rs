@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use kvm_bindings::kvm_regs;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::plan::{BootError, BootPlan};
@@ -66,7 +67,7 @@ impl VmError {
     /// Whose fault it is: the user's ([`Reason::Config`]) or the host's.
     pub fn reason(&self) -> Reason {
         let is_users = match self {
-            Self::Boot(BootError::Entropy(_) | BootError::Seek { .. }) => false,
+            Self::Boot(BootError::Entropy(_) | BootError::Seek { .. } | BootError::Thread(_)) => false,
             Self::Boot(_) | Self::Kvm(KvmError::Vcpus { .. }) => true,
             Self::Device(error) => error.is_users(),
             _ => false,
@@ -87,7 +88,7 @@ type Events = EventManager<Box<dyn MutEventSubscriber>>;
 pub struct Vm {
     machine: Machine,
     ram: GuestRam,
-    plan: BootPlan,
+    kernel_range: (u64, u64),
     shared: Arc<Shared>,
     threads: Threads,
     output: Output,
@@ -97,7 +98,10 @@ pub struct Vm {
 
 impl std::fmt::Debug for Vm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vm").field("machine", &self.machine).field("plan", &self.plan).finish_non_exhaustive()
+        f.debug_struct("Vm")
+            .field("machine", &self.machine)
+            .field("kernel_range", &self.kernel_range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,21 +111,21 @@ impl Vm {
     /// # Errors
     /// [`VmError`].
     pub fn assemble(config: &VmmConfig, lifeline: Option<OwnedFd>, trace: &mut Trace) -> Result<Self, VmError> {
-        let mut plan = BootPlan::new(config, &devices::words(config))?;
+        let plan = BootPlan::new(config, &devices::words(config))?;
+        let (regs, kernel_range) = (*plan.regs(), plan.kernel_range());
         let kvm = Host::open(config.cpus())?;
         trace.mark(Stage::KvmReady);
 
         let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
+        let loading = plan.start_loading(ram.clone())?;
         let machine = kvm.create(&ram)?;
         trace.mark(Stage::MemoryReady);
-
-        plan.load(&ram)?;
-        trace.mark(Stage::KernelMapped);
 
         let (bus, vsock) = devices::attach(config, &machine, &ram)?;
         let (ports, output, line_ended) = make_console(config.console(), &machine)?;
         let shared = Shared::new(bus, ports);
-        let threads = start_vcpus(config.cpus(), &kvm, &machine, &plan, &shared)?;
+        let threads = start_vcpus(config.cpus(), &kvm, &machine, &regs, &shared)?;
+        trace.mark_at(Stage::KernelMapped, loading.finish()?);
         trace.mark(Stage::VcpusReady);
 
         let watched = line_ended.map(|fd| (fd, output.clone()));
@@ -130,7 +134,7 @@ impl Vm {
         let cause = control.cause();
         let events = make_events(control, vsock)?;
         threads.wait_locked_in()?;
-        Ok(Self { machine, ram, plan, shared, threads, output, events, cause })
+        Ok(Self { machine, ram, kernel_range, shared, threads, output, events, cause })
     }
 
     /// Locks in the calling thread, runs the guest to its end and says what that was.
@@ -152,7 +156,7 @@ impl Vm {
         // A vCPU may be waiting for vsock to answer a reset: nobody will from here on.
         drop(self.events);
         let stop = self.threads.stop();
-        let evidence = Evidence::collect(cause, stop, &self.output, &self.ram, self.plan.kernel_range());
+        let evidence = Evidence::collect(cause, stop, &self.output, &self.ram, self.kernel_range);
         let ending = evidence.ending(self.shared.counters.read());
         Ok((ending, Stopped { _shared: self.shared, _machine: self.machine }))
     }
@@ -200,15 +204,15 @@ fn start_vcpus(
     count: u8,
     kvm: &Host,
     machine: &Machine,
-    plan: &BootPlan,
+    regs: &kvm_regs,
     shared: &Arc<Shared>,
 ) -> Result<Threads, VmError> {
     let features = kvm.cpu_features()?;
     let mut vcpus = Vec::with_capacity(usize::from(count));
     for index in 0..count {
-        let vcpu = machine.create_vcpu(index, count, features.as_slice())?;
+        let vcpu = machine.create_vcpu(index, count, &features)?;
         if index == 0 {
-            kvm::set_start(&vcpu, plan.regs(), registers::enter_long_mode)?;
+            kvm::set_start(&vcpu, regs, registers::enter_long_mode)?;
         }
         vcpus.push(vcpu);
     }

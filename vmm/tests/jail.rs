@@ -3,6 +3,7 @@
 //!
 //! A filter cannot be taken off again, so each case runs in a process of its own: this test
 //! binary, started anew for one ignored test with the case in the environment.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use std::fs::File;
 use std::net::UdpSocket;

@@ -11,7 +11,7 @@ pub const MAX_BYTES: usize = 2047;
 /// Why each word is there: `reboot=k` makes a reset one port write, `panic_warm` marks it when it
 /// comes from a panic, `panic=-1` lets it come at once; the rest spares probes of hardware that
 /// does not exist.
-const ALWAYS: &str = "reboot=k,panic_warm panic=-1 8250.nr_uarts=0 i8042.noaux i8042.nokbd nomodule \
+const ALWAYS: &str = "reboot=k,panic_warm panic=-1 8250.nr_uarts=0 i8042.noaux i8042.nokbd \
     tsc=reliable no_timer_check cryptomgr.notests random.trust_cpu=on swiotlb=noforce";
 /// With the console off nothing is printed at all; the log stays in guest memory (see
 /// `postmortem`). An early console would cost two exits a character, and 14 before the first.

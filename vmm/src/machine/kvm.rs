@@ -7,7 +7,7 @@
 
 use std::io;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_bindings::{Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -35,6 +35,9 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::TscDeadlineTimer, "a timer without a PIT"),
 ];
 
+/// Revision of the microcode, the same number on Intel and AMD. Linux judges by it which defects
+/// of the CPU are mended; KVM's own default is so old that it finds defects the host has not.
+const MSR_MICROCODE: u32 = 0x8b;
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -119,8 +122,14 @@ impl Host {
     ///
     /// # Errors
     /// [`KvmError::Step`].
-    pub fn cpu_features(&self) -> Result<CpuId, KvmError> {
-        self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("reading the supported CPU features"))
+    pub fn cpu_features(&self) -> Result<Features, KvmError> {
+        let cpuid =
+            self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("reading the supported CPU features"))?;
+        let mut list = msrs(&[(MSR_MICROCODE, 0)])?;
+        // A KVM that does not tell keeps its own default.
+        let known = self.0.get_msrs(&mut list).is_ok_and(|count| count == 1);
+        let microcode = list.as_slice().first().map(|entry| entry.data).filter(|&data| known && data != 0);
+        Ok(Features { cpuid, microcode })
     }
 
     /// Makes a VM over `ram`, with interrupt controllers.
@@ -138,6 +147,13 @@ impl Host {
         vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
         Ok(Machine(vm))
     }
+}
+
+/// What the guest's CPUs can be here.
+#[derive(Debug)]
+pub struct Features {
+    cpuid: CpuId,
+    microcode: Option<u64>,
 }
 
 fn classify_open(source: io::Error) -> KvmError {
@@ -175,14 +191,18 @@ impl Machine {
     ///
     /// # Errors
     /// [`KvmError::Step`].
-    pub fn create_vcpu(&self, index: u8, count: u8, features: &[kvm_cpuid_entry2]) -> Result<VcpuFd, KvmError> {
+    pub fn create_vcpu(&self, index: u8, count: u8, features: &Features) -> Result<VcpuFd, KvmError> {
         let vcpu = self.0.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
-        let entries = cpuid::for_vcpu(features, index, count);
+        let entries = cpuid::for_vcpu(features.cpuid.as_slice(), index, count);
         let cpuid = CpuId::from_entries(&entries).map_err(|e| KvmError::Step {
             step: "listing the CPU features",
             source: io::Error::other(format!("{e:?}")),
         })?;
         vcpu.set_cpuid2(&cpuid).map_err(step("setting the CPU features"))?;
+        let mut values = vec![(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)];
+        values.extend(features.microcode.map(|revision| (MSR_MICROCODE, revision)));
+        // Hosts that refuse one of them (the count tells) run Linux all the same.
+        vcpu.set_msrs(&msrs(&values)?).map_err(step("setting the MSRs"))?;
         Ok(vcpu)
     }
 
@@ -215,13 +235,15 @@ pub fn set_start(vcpu: &VcpuFd, regs: &kvm_regs, place: impl FnOnce(&mut kvm_sre
     let mut sregs = vcpu.get_sregs().map_err(step("reading the system registers"))?;
     place(&mut sregs);
     vcpu.set_sregs(&sregs).map_err(step("setting the system registers"))?;
-    vcpu.set_regs(regs).map_err(step("setting the registers"))?;
-    let entries = [(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
-    let msrs = Msrs::from_entries(&entries)
-        .map_err(|e| KvmError::Step { step: "listing the MSRs", source: io::Error::other(format!("{e:?}")) })?;
-    // Hosts that refuse one of them (the count tells) run Linux all the same.
-    vcpu.set_msrs(&msrs).map(|_| ()).map_err(step("setting the MSRs"))
+    vcpu.set_regs(regs).map_err(step("setting the registers"))
+}
+
+/// A list of model-specific registers for KVM.
+fn msrs(values: &[(u32, u64)]) -> Result<Msrs, KvmError> {
+    let entries: Vec<_> =
+        values.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
+    Msrs::from_entries(&entries)
+        .map_err(|e| KvmError::Step { step: "listing the MSRs", source: io::Error::other(format!("{e:?}")) })
 }
 
 #[cfg(test)]
