@@ -18,6 +18,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod scratch;
 
+pub mod machine;
 pub mod probe;
 
 pub mod emulated;

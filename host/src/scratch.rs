@@ -90,6 +90,16 @@ pub fn ensure(cache: &Cache, size_mib: u64) -> Result<PathBuf, ScratchError> {
     Ok(into)
 }
 
+/// `mkfs.ext4` is installed.
+///
+/// # Errors
+/// [`ScratchError::Format`] names its package.
+pub fn check_tool() -> Result<(), ScratchError> {
+    let path = format!("{}:{SYSTEM_DIRS}", std::env::var("PATH").unwrap_or_default());
+    let is_there = std::env::split_paths(&path).any(|dir| dir.join("mkfs.ext4").is_file());
+    if is_there { Ok(()) } else { Err(ScratchError::Format { problem: "not found".to_owned() }) }
+}
+
 fn format(path: &Path, size_mib: u64) -> Result<(), ScratchError> {
     let io = |source| ScratchError::Io { doing: "making the sparse file", path: path.to_owned(), source };
     File::create(path).and_then(|file| file.set_len(size_mib << 20)).map_err(io)?;

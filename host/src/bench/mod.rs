@@ -8,7 +8,6 @@
 mod contender;
 mod greeting;
 mod launch;
-mod machine;
 mod plot;
 mod report;
 mod stats;
@@ -16,8 +15,8 @@ mod stats;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::machine::Machine;
 pub use contender::{Contender, ParseError};
-pub use machine::Machine;
 pub use plot::svg;
 pub use report::{BootReport, Series};
 pub use stats::{Percentiles, Spread};

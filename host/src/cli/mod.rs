@@ -5,6 +5,7 @@
 //! everything that Midge itself has to say goes to standard error.
 
 mod bench;
+mod doctor;
 mod fail;
 mod image;
 mod kernel;
@@ -60,6 +61,8 @@ const EXAMPLES: &str = "Examples:\n  \
 enum Command {
     /// Run a command in a fresh virtual machine
     Run(run::RunArgs),
+    /// Say what this machine can do, what it lacks and how to mend that
+    Doctor(doctor::DoctorArgs),
     /// Build and list guest kernels
     Kernel(kernel::KernelArgs),
     /// Build and list root file systems
@@ -84,6 +87,7 @@ fn dispatch() -> u8 {
     }
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Doctor(args) => doctor::main(args),
         Command::Kernel(args) => kernel::main(args),
         Command::Image(args) => image::main(args),
         Command::Bench(args) => bench::main(args),

@@ -26,7 +26,10 @@ const TAIL_LINES: usize = 20;
 const SYSTEM_DIRS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The programs are there, and this user may run them to good effect.
-pub(super) fn check_host() -> Result<(), ImageError> {
+///
+/// # Errors
+/// [`ImageError`] names what is missing and the command that installs or allows it.
+pub fn check_host() -> Result<(), ImageError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from)).collect();
     let user = (!nix::unistd::geteuid().is_root()).then(|| {

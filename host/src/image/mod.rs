@@ -9,6 +9,8 @@ mod build;
 mod recipe;
 mod superblock;
 
+pub use build::check_host;
+
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;

@@ -55,7 +55,10 @@ fn expected_lines(flavour: Flavour) -> u64 {
 }
 
 /// Everything that a build runs is installed.
-pub(super) fn check_tools() -> Result<(), KernelError> {
+///
+/// # Errors
+/// [`KernelError::MissingTools`] names what is not, and the packages.
+pub fn check_tools() -> Result<(), KernelError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
     missing_tools(|tool| dirs.iter().any(|dir| dir.join(tool).is_file()), |header| Path::new(header).is_file())

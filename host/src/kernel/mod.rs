@@ -10,6 +10,8 @@ mod build;
 mod config;
 mod source;
 
+pub use build::check_tools;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// The machine of a bench.
+/// The machine of a bench, or of `midge doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machine {
     /// Model name of the first processor.
@@ -36,7 +36,9 @@ impl Machine {
         Self::read_below(Path::new("/"))
     }
 
-    fn read_below(root: &Path) -> Self {
+    /// [`Machine::read`] of another root directory than `/`.
+    #[must_use]
+    pub fn read_below(root: &Path) -> Self {
         let text = |path: &str| std::fs::read_to_string(root.join(path)).ok().map(|text| text.trim().to_owned());
         let release = text("proc/sys/kernel/osrelease").unwrap_or_default();
         let cpuinfo = text("proc/cpuinfo").unwrap_or_default();
