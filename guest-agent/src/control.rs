@@ -182,37 +182,4 @@ fn take_identity(welcome: &Welcome) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn welcome() -> Welcome {
-        Welcome {
-            version: NEWEST_VERSION,
-            unix_time_ns: 1,
-            entropy: vec![7; MIN_ENTROPY_BYTES],
-            hostname: "sandbox-1".into(),
-            machine_id: [1; 16],
-        }
-    }
-
-    #[test]
-    fn a_welcome_within_its_limits_is_accepted() {
-        accept(&welcome(), Power::Process).unwrap();
-        accept(&Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES), ..welcome() }, Power::Process).unwrap();
-    }
-
-    #[test]
-    fn a_welcome_beyond_its_limits_is_refused_with_the_range() {
-        let cases = [
-            (Welcome { version: NEWEST_VERSION + 1, ..welcome() }, "version 2"),
-            (Welcome { entropy: vec![7; MIN_ENTROPY_BYTES - 1], ..welcome() }, "at least 32"),
-            (Welcome { hostname: String::new(), ..welcome() }, "1 to 64"),
-            (Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES + 1), ..welcome() }, "1 to 64"),
-            (Welcome { hostname: "a\nb".into(), ..welcome() }, "letters"),
-        ];
-        for (case, expected) in cases {
-            let failure = accept(&case, Power::Process).unwrap_err();
-            assert!(failure.text.contains(expected), "{}", failure.text);
-        }
-    }
-}
+mod tests;

@@ -40,7 +40,7 @@ impl Gate {
     }
 
     /// Whether it is open, at the latest after `timeout`.
-    fn pass(&self, timeout: Duration) -> bool {
+    pub(crate) fn pass(&self, timeout: Duration) -> bool {
         let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.opened.wait_timeout_while(is_open, timeout, |is_open| !*is_open);
         *waited.unwrap_or_else(PoisonError::into_inner).0
@@ -131,16 +131,4 @@ fn answer_requests(mut conversation: Conversation, first: ToAgent) -> Result<(),
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gate_lets_pass_only_when_it_is_open() {
-        static GATE: Gate = Gate::new();
-        assert!(!GATE.pass(Duration::from_millis(5)));
-        let waiting = thread::spawn(|| GATE.pass(Duration::from_secs(10)));
-        GATE.open();
-        assert!(waiting.join().unwrap());
-        assert!(GATE.pass(Duration::ZERO));
-    }
-}
+mod tests;

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control conversation from the host's side, and what a `Welcome` may say.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use midge_protocol::{Decoder, Stats, encode};
+
+use super::*;
+
+fn welcome() -> Welcome {
+    Welcome {
+        version: NEWEST_VERSION,
+        unix_time_ns: 1,
+        entropy: vec![7; MIN_ENTROPY_BYTES],
+        hostname: "sandbox-1".into(),
+        machine_id: [1; 16],
+    }
+}
+
+#[test]
+fn a_welcome_within_its_limits_is_accepted() {
+    accept(&welcome(), Power::Process).unwrap();
+    accept(&Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES), ..welcome() }, Power::Process).unwrap();
+}
+
+#[test]
+fn a_welcome_beyond_its_limits_is_refused_with_the_range() {
+    let cases = [
+        (Welcome { version: NEWEST_VERSION + 1, ..welcome() }, "version 2"),
+        (Welcome { entropy: vec![7; MIN_ENTROPY_BYTES - 1], ..welcome() }, "at least 32"),
+        (Welcome { hostname: String::new(), ..welcome() }, "1 to 64"),
+        (Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES + 1), ..welcome() }, "1 to 64"),
+        (Welcome { hostname: "a\nb".into(), ..welcome() }, "letters"),
+    ];
+    for (case, expected) in cases {
+        let failure = accept(&case, Power::Process).unwrap_err();
+        assert!(failure.text.contains(expected), "{}", failure.text);
+    }
+}
+
+/// A host that an agent calls.
+struct Caller {
+    listener: UnixListener,
+    _dir: tempfile::TempDir,
+}
+
+/// Lets an agent call us; its gate is `gate`.
+fn agent(gate: &'static Gate) -> Caller {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("ready.sock")).unwrap();
+    let host = Host::Unix(dir.path().to_owned());
+    let report = Report { stages: vec![Stage { name: "ready".into(), at_us: 7 }], warnings: Vec::new() };
+    // Calls for as long as the tests run; nobody listens after this one.
+    thread::spawn(move || converse(&host, Power::Process, gate, report, Some(|| vec!["late".to_owned()])));
+    Caller { listener, _dir: dir }
+}
+
+struct Line {
+    stream: UnixStream,
+    decoder: Decoder<ToHost>,
+}
+
+impl Line {
+    fn accept(caller: &Caller) -> Self {
+        let (stream, _) = caller.listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { stream, decoder: Decoder::new() }
+    }
+
+    /// The next message: the agent sends one at a time here.
+    fn next(&mut self) -> Option<ToHost> {
+        let mut byte = [0];
+        loop {
+            if self.stream.read(&mut byte).unwrap() == 0 {
+                return None;
+            }
+            if let Some(message) = self.decoder.decode(&mut &byte[..]).unwrap() {
+                return Some(message);
+            }
+        }
+    }
+
+    fn ask(&mut self, message: &ToAgent) -> Option<ToHost> {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+        self.next()
+    }
+
+    fn hello(&mut self) -> Hello {
+        match self.next() {
+            Some(ToHost::Hello(hello)) => hello,
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_agent_calls_says_hello_and_answers() {
+    static GATE: Gate = Gate::new();
+    let caller = agent(&GATE);
+    let mut line = Line::accept(&caller);
+    let hello = line.hello();
+    assert_eq!((hello.oldest_version, hello.newest_version), (OLDEST_VERSION, NEWEST_VERSION));
+    assert_eq!((hello.stages.len(), hello.warnings.len()), (1, 0));
+    assert_eq!(line.ask(&ToAgent::Ping(42)), Some(ToHost::Pong(42)));
+    let stats = line.ask(&ToAgent::GetStats);
+    assert!(matches!(stats, Some(ToHost::Stats(Stats { memory_total_kib: 1.., .. }))), "{stats:?}");
+    assert_eq!(line.ask(&ToAgent::Quiesce), Some(ToHost::Done));
+}
+
+#[test]
+fn commands_wait_for_a_welcome_that_is_accepted() {
+    static GATE: Gate = Gate::new();
+    let caller = agent(&GATE);
+    let mut line = Line::accept(&caller);
+    line.hello();
+    let refused = line.ask(&ToAgent::Welcome(Welcome { entropy: Vec::new(), ..welcome() }));
+    assert!(matches!(refused, Some(ToHost::Error(_))), "{refused:?}");
+    assert!(!GATE.pass(Duration::from_millis(20)));
+    let mut bytes = Vec::new();
+    encode(&ToAgent::Welcome(welcome()), &mut bytes).unwrap();
+    line.stream.write_all(&bytes).unwrap();
+    assert!(GATE.pass(Duration::from_secs(10)));
+}
+
+#[test]
+fn a_lost_host_is_called_again_with_what_was_learnt_since() {
+    static GATE: Gate = Gate::new();
+    let caller = agent(&GATE);
+    let mut line = Line::accept(&caller);
+    assert_eq!(line.hello().warnings, Vec::<String>::new());
+    drop(line);
+    assert_eq!(Line::accept(&caller).hello().warnings, ["late"]);
+}
+
+#[test]
+fn a_message_of_another_conversation_ends_the_call_by_name_and_the_agent_calls_again() {
+    static GATE: Gate = Gate::new();
+    let caller = agent(&GATE);
+    let mut line = Line::accept(&caller);
+    line.hello();
+    match line.ask(&ToAgent::StdinEof) {
+        Some(ToHost::Error(failure)) => assert!(failure.text.contains("`StdinEof`"), "{}", failure.text),
+        other => panic!("unexpected {other:?}"),
+    }
+    assert_eq!(line.next(), None);
+    Line::accept(&caller).hello();
+}
