@@ -295,4 +295,6 @@ impl Drop for AbortOnDrop {
 }
 
 #[cfg(test)]
+mod agent_tests;
+#[cfg(test)]
 mod tests;

@@ -189,3 +189,6 @@ impl<'a> Files<'a> {
         self.link.open(request, during).await?.receiver.done().await
     }
 }
+
+#[cfg(test)]
+mod tests;

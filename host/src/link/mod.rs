@@ -9,6 +9,8 @@ mod conversation;
 #[cfg(test)]
 pub(crate) mod fake;
 mod health;
+#[cfg(test)]
+pub(crate) mod real_agent;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -21,6 +21,14 @@ pub fn agent() -> Result<PathBuf, Error> {
     find("MIDGE_AGENT", "midge-agent")
 }
 
+/// The command's own binary, which is the first process of an emulated host: `MIDGE_BIN`, or `midge` beside this program.
+///
+/// # Errors
+/// [`Error::Prepare`] when it is in neither place.
+pub fn midge() -> Result<PathBuf, Error> {
+    find("MIDGE_BIN", "midge")
+}
+
 fn find(variable: &'static str, name: &'static str) -> Result<PathBuf, Error> {
     if let Some(path) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
         let path = PathBuf::from(path);

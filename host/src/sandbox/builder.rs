@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::choice::Where;
 use super::settings::Settings;
 use crate::monitor::ConsoleSender;
 use crate::progress::{Silent, Watch};
@@ -22,6 +23,7 @@ pub struct Builder {
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) user: Option<String>,
     pub(super) console: Option<ConsoleSender>,
+    pub(super) place: Where,
     pub(super) watch: Arc<dyn Watch>,
 }
 
@@ -41,6 +43,7 @@ impl Builder {
             env: Vec::new(),
             user: None,
             console: None,
+            place: Where::Auto,
             watch: Arc::new(Silent),
         }
     }
@@ -100,6 +103,12 @@ impl Builder {
     /// The text is the guest's: see [`printable`](crate::monitor::events::printable).
     pub fn console(mut self, lines: ConsoleSender) -> Self {
         self.console = Some(lines);
+        self
+    }
+
+    /// Where it runs; without it, wherever the kernel does.
+    pub fn place(mut self, place: Where) -> Self {
+        self.place = place;
         self
     }
 

@@ -40,7 +40,8 @@ fn examine(path: &Path, mem_mib: u64) -> Result<(), String> {
     }
     let unreadable = |error: io::Error| format!("which cannot be read: {error}");
     let mut magic = [0; 4];
-    let least = |bytes: u64| if meta.len() < bytes { Err(format!("which has only {} bytes", meta.len())) } else { Ok(()) };
+    let least =
+        |bytes: u64| if meta.len() < bytes { Err(format!("which has only {} bytes", meta.len())) } else { Ok(()) };
     least(ELF_HEADER_BYTES as u64)?;
     file.read_exact_at(&mut magic, 0).map_err(unreadable)?;
     if magic == *b"\x7fELF" {

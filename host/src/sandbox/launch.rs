@@ -117,10 +117,15 @@ pub(super) fn limits(settings: &Settings, is_emulated: bool) -> Limits {
     }
 }
 
-/// Where the guest's writes go.
-pub(super) fn overlay(settings: &Settings, host_mib: u64, run_dir: &RunDir) -> Result<DiskMode, Error> {
+/// Where the guest's writes go. An emulated host has no disk of its own.
+pub(super) fn overlay(
+    settings: &Settings,
+    host_mib: u64,
+    is_emulated: bool,
+    run_dir: &RunDir,
+) -> Result<DiskMode, Error> {
     let cap_mib = settings.disk_mib;
-    if settings.overlay_fits_memory(host_mib) {
+    if is_emulated || settings.overlay_fits_memory(host_mib) {
         Ok(DiskMode::OverlayMemory { cap_mib })
     } else {
         Ok(DiskMode::OverlayFile { path: run_dir.bulk()?.join("overlay"), cap_mib })
@@ -165,8 +170,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::create(&dir.path().join("b"), dir.path()).unwrap();
         let settings = Settings { disk_mib: 1000, ..Settings::default() };
-        assert_eq!(overlay(&settings, 4000, &run).unwrap(), DiskMode::OverlayMemory { cap_mib: 1000 });
-        let DiskMode::OverlayFile { path, cap_mib: 1000 } = overlay(&settings, 3999, &run).unwrap() else {
+        assert_eq!(overlay(&settings, 4000, false, &run).unwrap(), DiskMode::OverlayMemory { cap_mib: 1000 });
+        assert_eq!(overlay(&settings, 1, true, &run).unwrap(), DiskMode::OverlayMemory { cap_mib: 1000 });
+        let DiskMode::OverlayFile { path, cap_mib: 1000 } = overlay(&settings, 3999, false, &run).unwrap() else {
             panic!("not a file")
         };
         assert!(path.starts_with(run.bulk().unwrap()));

@@ -16,6 +16,7 @@
 
 pub mod binaries;
 mod builder;
+mod choice;
 mod kernel_file;
 mod launch;
 mod prepare;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use midge_protocol::{Hello, Stats};
 
 pub use builder::Builder;
+pub use choice::Where;
 pub use settings::Settings;
 pub use workspace::Workspace;
 

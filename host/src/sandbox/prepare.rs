@@ -9,10 +9,8 @@ use std::sync::Arc;
 use super::launch::{Image, Launch, Parts, limits, overlay};
 use super::{Builder, Defaults, Sandbox, WorkspaceOrigin, binaries, kernel_file, settings};
 use crate::cache::Cache;
-use crate::emulated::{EmulatedHost, share};
 use crate::error::{Error, Fault};
 use crate::kernel::Flavour;
-use crate::monitor::Place;
 use crate::progress::Watch;
 use crate::run_dir::{self, RunDir};
 use crate::timeline::Recorder;
@@ -32,19 +30,14 @@ impl Builder {
         let host_mib = settings::host_memory_mib();
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
-        let place = match share::named() {
-            Some(file) => {
-                let host = EmulatedHost::attach(&file);
-                Place::Emulated(Arc::new(host.map_err(|error| Error::prepare("emulated host", Fault::User, error))?))
-            }
-            None => Place::Native { vmm: binaries::vmm()? },
-        };
-        let Self { settings, image, kernel, workspace, env, user, console, watch } = self;
+        let Self { settings, image, kernel, workspace, env, user, console, place, watch } = self;
+        let place = place.find(kernel.is_some(), &settings, host_mib, &watch).await?;
+        recorder.note("place_found");
         let request = Request { cpus: settings.cpus, disk_mib: settings.disk_mib, image, kernel, workspace, watch };
         let ready = blocking(move || request.prepare()).await?;
         recorder.note("prepared");
         let launch = Launch {
-            overlay: overlay(&settings, host_mib, &ready.run_dir)?,
+            overlay: overlay(&settings, host_mib, place.is_emulated(), &ready.run_dir)?,
             limits: limits(&settings, place.is_emulated()),
             parts: ready.parts,
             settings,

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Test support: a link to the real agent, run as an ordinary process of this machine without a VM.
+
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use midge_protocol::READY_PORT;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::fake::LIMITS;
+use super::{Identity, Link};
+use crate::monitor::{Dialer, Place};
+use crate::timeline::Recorder;
+
+/// The agent's process and the link to it.
+pub(crate) struct Agent {
+    process: Child,
+    pub(crate) link: Link,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Agent {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("v.sock");
+        let place = Place::Native { vmm: "/nonexistent".into() };
+        let listener = place.listen("agent", &socket, READY_PORT).await.unwrap();
+        std::os::unix::fs::symlink(format!("v.sock_{READY_PORT}"), dir.path().join("ready.sock")).unwrap();
+        tokio::spawn(stand_in_for_the_monitor(UnixListener::bind(&socket).unwrap(), dir.path().join("agent.sock")));
+        let process = Command::new(binary())
+            .arg("--serve-unix")
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let identity = Identity { hostname: "h".into(), machine_id: [0; 16] };
+        let dialer = Dialer::new(place, "agent", &socket);
+        let (link, _) = Link::establish(dialer, listener, pending(), identity, LIMITS, Recorder::new()).await.unwrap();
+        Self { process, link, dir }
+    }
+}
+
+/// What a monitor does with `CONNECT <port>`.
+async fn stand_in_for_the_monitor(listener: UnixListener, agent: PathBuf) {
+    while let Ok((mut host, _)) = listener.accept().await {
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            while host.read_u8().await.unwrap() != b'\n' {}
+            let mut guest = UnixStream::connect(agent).await.unwrap();
+            host.write_all(b"OK 1\n").await.unwrap();
+            // Either side may hang up at any time: that is what the tests are about.
+            let _ = copy_bidirectional(&mut host, &mut guest).await;
+        });
+    }
+}
+
+/// Builds the agent, which `cargo test -p midge` alone would not.
+fn binary() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "midge-agent"])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .status();
+        assert!(built.unwrap().success(), "the agent does not build");
+        let exe = std::env::current_exe().unwrap();
+        exe.parent().unwrap().parent().unwrap().join("midge-agent")
+    })
+}

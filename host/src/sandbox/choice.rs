@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where a sandbox runs: on this machine's KVM where that works, else in an emulated host, and never silently there.
+
+use std::sync::{Arc, Weak};
+
+use tokio::sync::Mutex;
+
+use super::binaries;
+use super::settings::Settings;
+use crate::cache::Cache;
+use crate::emulated::{EmulatedHost, EmulatedOptions, share};
+use crate::error::{Error, Fault};
+use crate::monitor::Place;
+use crate::probe::{KvmState, probe};
+use crate::progress::Watch;
+
+/// Where a sandbox is to run.
+#[derive(Debug, Clone, Default)]
+pub enum Where {
+    /// On this machine's KVM if it runs the kernel, else in an emulated host. `MIDGE_EMULATED_HOST` names a running one.
+    #[default]
+    Auto,
+    /// On this machine's KVM, whatever becomes of it.
+    Native,
+    /// In this emulated host.
+    Emulated(Arc<EmulatedHost>),
+}
+
+/// Least memory of an emulated host that is started for a sandbox, in MiB; what is not touched costs nothing.
+const EMULATED_MIN_MIB: u64 = 4096;
+/// What an emulated host needs for itself, in MiB.
+const EMULATED_OWN_MIB: u64 = 1024;
+
+/// The emulated host of this process: sandboxes side by side share it, and it ends with the last one.
+static SHARED: Mutex<Weak<EmulatedHost>> = Mutex::const_new(Weak::new());
+
+impl Where {
+    /// Finds the place; `own_kernel` says that the user named a kernel, which may suit a KVM that ours does not.
+    pub(super) async fn find(
+        self,
+        own_kernel: bool,
+        settings: &Settings,
+        host_mib: u64,
+        watch: &Arc<dyn Watch>,
+    ) -> Result<Place, Error> {
+        match self {
+            Self::Emulated(host) => return Ok(Place::Emulated(host)),
+            Self::Native => return native(),
+            Self::Auto => {}
+        }
+        if let Some(file) = share::named() {
+            return Ok(Place::Emulated(Arc::new(
+                EmulatedHost::attach(&file).map_err(|error| Error::prepare("emulated host", Fault::User, error))?,
+            )));
+        }
+        let state = probe();
+        if suits(&state, own_kernel) {
+            return native();
+        }
+        watch.end(&format!("{state}; running in an emulated host instead, where timings mean nothing"));
+        let mem_mib = emulated_mib(settings, host_mib);
+        let mut shared = SHARED.lock().await;
+        if let Some(host) = shared.upgrade() {
+            return Ok(Place::Emulated(host));
+        }
+        let host = Arc::new(start(mem_mib, Arc::clone(watch)).await?);
+        *shared = Arc::downgrade(&host);
+        Ok(Place::Emulated(host))
+    }
+}
+
+fn native() -> Result<Place, Error> {
+    Ok(Place::Native { vmm: binaries::vmm()? })
+}
+
+/// Whether the machine's own KVM is to be used.
+fn suits(state: &KvmState, own_kernel: bool) -> bool {
+    state.runs_unmodified() || (own_kernel && state.can_be_tried())
+}
+
+fn emulated_mib(settings: &Settings, host_mib: u64) -> u64 {
+    let wanted = settings.mem_mib.saturating_add(settings.disk_mib).saturating_add(EMULATED_OWN_MIB);
+    wanted.max(EMULATED_MIN_MIB).min(host_mib)
+}
+
+async fn start(mem_mib: u64, watch: Arc<dyn Watch>) -> Result<EmulatedHost, Error> {
+    let (midge, vmm) = (binaries::midge()?, binaries::vmm()?);
+    let prepared = {
+        let watch = Arc::clone(&watch);
+        tokio::task::spawn_blocking(move || {
+            let cache = Cache::open().map_err(unavailable)?;
+            EmulatedOptions::prepare(&cache, &midge, &vmm, &*watch).map_err(unavailable)
+        })
+    };
+    let options = prepared.await.map_err(|error| Error::prepare("emulated host", Fault::Midge, error))??;
+    EmulatedHost::start(&EmulatedOptions { mem_mib, ..options }, &*watch).await.map_err(unavailable)
+}
+
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::prepare("emulated host", Fault::Host, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_is_used_where_it_runs_the_kernel() {
+        let software = KvmState::SoftwareOnly { detail: String::new() };
+        assert!(suits(&KvmState::Usable, false) && suits(&KvmState::Usable, true));
+        assert!(suits(&software, true) && !suits(&software, false));
+        for state in [KvmState::Absent, KvmState::NoPermission] {
+            assert!(!suits(&state, true) && !suits(&state, false), "{state}");
+        }
+    }
+
+    #[test]
+    fn emulated_host_has_room_for_the_guest_but_not_more_than_there_is() {
+        let settings = |mem_mib, disk_mib| Settings { mem_mib, disk_mib, ..Settings::default() };
+        assert_eq!(emulated_mib(&settings(256, 256), 16_000), EMULATED_MIN_MIB);
+        assert_eq!(emulated_mib(&settings(4000, 3000), 16_000), 8024);
+        assert_eq!(emulated_mib(&settings(9000, 9000), 16_000), 16_000);
+    }
+}
