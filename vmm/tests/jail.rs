@@ -10,7 +10,10 @@ use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use midge_vmm::disk::overlay::Overlay;
+use midge_vmm::disk::{Base, Disk};
 use midge_vmm::jail::{Thread, lock_in};
+use vm_memory::VolatileSlice;
 
 const CASE: &str = "MIDGE_JAIL_CASE";
 /// What the child exits with when nothing killed it.
@@ -45,6 +48,14 @@ fn what_every_thread_needs_is_listed() {
 }
 
 #[test]
+fn a_disk_thread_can_do_everything_a_disk_does() {
+    for deed in ["use a disk in a file", "use a disk in memory"] {
+        let status = run("block", deed);
+        assert_eq!(status.code(), Some(SURVIVED), "{deed}: {status}");
+    }
+}
+
+#[test]
 #[ignore = "the child process of the other tests"]
 #[expect(clippy::exit, reason = "the test harness' own way out makes calls that no policy lists")]
 fn child() {
@@ -55,7 +66,12 @@ fn child() {
         "vcpu" => Thread::Vcpu,
         _ => Thread::Block,
     };
+    let disk = deed.starts_with("use a disk").then(|| open_disk(deed.ends_with("file")));
     lock_in(kind).unwrap();
+    if let Some(disk) = disk {
+        use_disk(disk);
+        std::process::exit(SURVIVED);
+    }
     match deed {
         "open a file" => drop(File::open("/dev/null")),
         "use the network" => drop(UdpSocket::bind("127.0.0.1:0")),
@@ -69,6 +85,31 @@ fn child() {
         }
     }
     std::process::exit(SURVIVED);
+}
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn open_disk(in_file: bool) -> Box<dyn Disk> {
+    let base = tempfile::tempfile().unwrap();
+    base.set_len(DISK_BYTES).unwrap();
+    let base = Box::new(Base::new(base).unwrap());
+    if in_file {
+        Box::new(Overlay::in_file(base, tempfile::tempfile().unwrap(), DISK_BYTES).unwrap())
+    } else {
+        Box::new(Overlay::in_memory(base, DISK_BYTES).unwrap())
+    }
+}
+
+fn use_disk(mut disk: Box<dyn Disk>) {
+    let mut bytes = vec![7; 10_000];
+    let slice = [VolatileSlice::from(bytes.as_mut_slice())];
+    disk.write_at(1000, &slice).unwrap();
+    disk.read_at(500, &slice).unwrap();
+    disk.flush().unwrap();
+    disk.discard(4096, 4096).unwrap();
+    disk.write_zeroes(0, DISK_BYTES, true).unwrap();
+    disk.write_zeroes(0, 8192, false).unwrap();
+    disk.flush().unwrap();
 }
 
 #[expect(unsafe_code, reason = "mmap with PROT_EXEC has no safe name")]
