@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-vsock in user space (VIRTIO 1.2 §5.10): streams between ports of the guest and Unix sockets of the host.
+//! virtio-vsock in user space (VIRTIO 1.2 §5.10): streams between ports of the guest and Unix
+//! sockets of the host.
 //!
-//! The way of a byte, in the order of the files. Guest to host: [`transfer`] takes a chain of the
-//! tx queue and copies its header once; [`packet`] parses it; [`mux`] finds its [`connection`]
-//! in the [`table`], which checks it against the window ([`credit`]) and says how many bytes to forward;
+//! The way of a byte, in the order of the files. Guest to host: `transfer` takes a chain of the tx
+//! queue and copies its header once; [`packet`] parses it; [`mux`] finds its [`connection`] in the
+//! [`table`], which checks it against the window ([`credit`]) and says how many bytes to forward;
 //! [`host_socket`] sends them from guest memory into the Unix socket, and keeps what that refuses,
 //! at most a window. Host to guest: [`poller`] says that the socket is readable; [`mux`] gives the
-//! connection a turn, as large as the guest's credit; [`transfer`] reserves rx chains, reads
-//! straight into them and writes the headers. [`worker`] ties these together on the main thread,
-//! [`client`] is how the host's connections begin, [`device`] is what the guest's driver sees.
+//! connection a turn, as large as the guest's credit; `transfer` reserves rx chains, reads straight
+//! into them and writes the headers; `link` says when the guest is interrupted. [`worker`] ties
+//! these together on the main thread, [`client`] is how the host's connections begin, [`device`]
+//! is what the guest's driver sees.
 //!
 //! | on the host | what happens |
 //! | --- | --- |
@@ -38,6 +40,8 @@ pub mod client;
 pub mod poller;
 
 pub mod device;
+
+mod link;
 
 pub mod worker;
 

@@ -13,19 +13,13 @@ use std::collections::VecDeque;
 use super::connection::{Connection, HostEffect, Payload};
 use super::event::{Counts, Event};
 use super::packet::{Credit, HEADER_LEN_BYTES, Op, PORT_ANY, Packet, PacketFault, Ports, StrayReset};
-use super::table::{CONNECTIONS_MAX, ConnectionId, Table};
+use super::table::{ConnectionId, Table};
 
 /// Most RSTs without a connection that wait for the guest to take them. Beyond it the guest's
 /// packets wait in its own queue: none is dropped.
 pub const STRAYS_MAX: usize = 256;
 /// Most payload a connection may send to the guest in one turn.
 pub const TURN_BYTES: u32 = 128 << 10;
-/// The first port the host's end of a client's connection gets.
-const HOST_PORT_FIRST: u32 = 1 << 30;
-/// One past the last such port.
-const HOST_PORT_END: u32 = 1 << 31;
-
-const _: () = assert!(((HOST_PORT_END - HOST_PORT_FIRST) as usize) > CONNECTIONS_MAX);
 
 /// What the caller must do with a guest's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +68,6 @@ pub struct Mux {
     /// Places of connections with something for the guest, each at most once.
     turns: VecDeque<u16>,
     strays: VecDeque<StrayReset>,
-    next_host_port: u32,
     /// No deadline is before this; it may be early.
     next_deadline_ms: Option<u64>,
     /// What happened, by kind.
@@ -89,7 +82,6 @@ impl Mux {
             table: Table::default(),
             turns: VecDeque::new(),
             strays: VecDeque::new(),
-            next_host_port: HOST_PORT_FIRST,
             next_deadline_ms: None,
             counts: Counts::default(),
         }
@@ -206,7 +198,7 @@ impl Mux {
             self.counts.add(Event::TableFull);
             return None;
         }
-        let ports = self.free_ports(guest_port);
+        let ports = self.table.free_ports(guest_port);
         let window_bytes = self.table.take_window();
         self.insert(Connection::from_host(ports, window_bytes, now_ms), now_ms)
     }
@@ -375,20 +367,6 @@ impl Mux {
     fn remove(&mut self, id: ConnectionId) {
         if self.table.remove(id) {
             self.counts.add(Event::Closed);
-        }
-    }
-
-    fn free_ports(&mut self, guest: u32) -> Ports {
-        loop {
-            let host = self.next_host_port;
-            self.next_host_port = match host.saturating_add(1) {
-                HOST_PORT_END => HOST_PORT_FIRST,
-                next => next,
-            };
-            let ports = Ports { guest, host };
-            if self.table.find(ports).is_none() {
-                return ports;
-            }
         }
     }
 

@@ -19,9 +19,14 @@ pub const WINDOW_BYTES: u32 = 256 << 10;
 pub const WINDOW_MIN_BYTES: u32 = 32 << 10;
 /// All windows of a guest together: the most payload kept for hosts that do not read.
 pub const WINDOWS_BYTES: u32 = 64 << 20;
+/// The first port the host's end of a client's connection gets.
+pub(super) const HOST_PORT_FIRST: u32 = 1 << 30;
+/// One past the last such port.
+pub(super) const HOST_PORT_END: u32 = 1 << 31;
 
 const _: () = assert!(WINDOW_MIN_BYTES as u64 * CONNECTIONS_MAX as u64 <= WINDOWS_BYTES as u64);
 const _: () = assert!(CONNECTIONS_MAX <= u16::MAX as usize);
+const _: () = assert!(((HOST_PORT_END - HOST_PORT_FIRST) as usize) > CONNECTIONS_MAX);
 
 /// Names a connection; goes stale when it is over, also if its place is taken again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,12 +91,19 @@ pub struct Table {
     by_ports: HashMap<Ports, u16>,
     /// Bytes of windows not yet given out.
     windows_left_bytes: u32,
+    pub(super) next_host_port: u32,
 }
 
 impl Default for Table {
     fn default() -> Self {
         let by_ports = HashMap::new();
-        Self { slots: Vec::new(), free: Vec::new(), by_ports, windows_left_bytes: WINDOWS_BYTES }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_ports,
+            windows_left_bytes: WINDOWS_BYTES,
+            next_host_port: HOST_PORT_FIRST,
+        }
     }
 }
 
@@ -200,5 +212,20 @@ impl Table {
         assert!(window_bytes >= WINDOW_MIN_BYTES, "a window for every place of the table");
         self.windows_left_bytes = self.windows_left_bytes.saturating_sub(window_bytes);
         window_bytes
+    }
+
+    /// Ports for a connection of the host to the guest's port `guest`, not in use.
+    pub fn free_ports(&mut self, guest: u32) -> Ports {
+        loop {
+            let host = self.next_host_port;
+            self.next_host_port = match host.saturating_add(1) {
+                HOST_PORT_END => HOST_PORT_FIRST,
+                next => next,
+            };
+            let ports = Ports { guest, host };
+            if self.find(ports).is_none() {
+                return ports;
+            }
+        }
     }
 }

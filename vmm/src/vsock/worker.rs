@@ -4,7 +4,7 @@
 //! Runs on the monitor's main thread as a subscriber of its event loop. It owns the queues while
 //! the device is active, every connection and every socket; nothing of it is shared or locked.
 //! It tells the machines of [`super::mux`] what happened and does what they ask; bytes are moved
-//! by [`super::transfer`]. It decides nothing about the protocol.
+//! by `transfer`. It decides nothing about the protocol.
 
 use std::io;
 use std::net::Shutdown;
@@ -19,11 +19,11 @@ use super::connection::HostEffect;
 use super::device::{Command, EVENT_QUEUE, RX_QUEUE, TX_QUEUE};
 use super::event::{Counts, Event};
 use super::host_socket::{Door, HostStream};
+use super::link::Link;
 use super::mux::Mux;
 use super::packet::Ports;
 use super::poller::{Interest, Poller, Readiness, Token};
 use super::table::{CONNECTIONS_MAX, ConnectionId};
-use super::transfer::Link;
 use crate::virtio::{Activation, GuestFault};
 
 /// How long to leave clients alone after the host had no descriptor for one.

@@ -4,7 +4,9 @@
 use super::super::connection::{CLOSE_TIMEOUT_MS, CREDIT_PATIENCE_MS, REQUEST_TIMEOUT_MS};
 use super::super::model::{CREDIT_REQUEST, GUEST_CID, GUEST_PORT, HOST_PORT, Wire};
 use super::super::model::{REQUEST, RESPONSE, RST, RW, SHUTDOWN};
-use super::super::table::{CONNECTIONS_MAX, WINDOW_BYTES, WINDOW_MIN_BYTES, WINDOWS_BYTES};
+use super::super::table::{
+    CONNECTIONS_MAX, HOST_PORT_END, HOST_PORT_FIRST, WINDOW_BYTES, WINDOW_MIN_BYTES, WINDOWS_BYTES,
+};
 use super::*;
 
 fn mux() -> Mux {
@@ -250,12 +252,12 @@ fn close_that_the_guest_never_answers_frees_its_place() {
 #[test]
 fn host_ports_are_distinct_and_go_round() {
     let mut mux = mux();
-    mux.next_host_port = HOST_PORT_END - 1;
+    mux.table.next_host_port = HOST_PORT_END - 1;
     let last = mux.connect(1, 0).unwrap();
     let first = mux.connect(1, 0).unwrap();
     assert_eq!(mux.get(last).unwrap().ports().host, HOST_PORT_END - 1);
     assert_eq!(mux.get(first).unwrap().ports().host, HOST_PORT_FIRST);
-    mux.next_host_port = HOST_PORT_FIRST;
+    mux.table.next_host_port = HOST_PORT_FIRST;
     let next = mux.connect(1, 0).unwrap();
     assert_eq!(mux.get(next).unwrap().ports().host, HOST_PORT_FIRST + 1, "one in use is passed over");
     assert_eq!(mux.connect(u32::MAX, 0), None, "port any");
