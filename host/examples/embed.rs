@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     print!("{}", String::from_utf8_lossy(&output.stdout));
 
     // A conversation: its streams are ordinary async readers and writers.
-    let python = Exec::new(["python3", "-u", "-c", "while True: print(eval(input()))"]);
+    let python = Exec::new(["python3", "-u", "-c", "import sys\nfor line in sys.stdin: print(eval(line))"]);
     let mut calculator = plain.exec(python.stdin(true).timeout(Duration::from_secs(60))).await?;
     let mut input = calculator.stdin.take().ok_or("no input")?;
     let mut answers = BufReader::new(calculator.stdout.take().ok_or("no output")?).lines();

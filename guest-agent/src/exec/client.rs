@@ -4,6 +4,9 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
 use midge_protocol::{Decoder, ErrorCode, Failure, ToAgent, ToHost, encode, encode_output};
 
 use super::output::Output;
@@ -107,7 +110,7 @@ impl Client {
         match self.stream.read(buffer) {
             Ok(0) => {
                 self.input_open = false;
-                Received::End
+                if self.is_gone() { Received::Broken(None) } else { Received::End }
             }
             Ok(len) => self.decode(&buffer[..len]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -115,6 +118,11 @@ impl Client {
             }
             Err(_) => Received::Broken(None),
         }
+    }
+
+    /// Whether the host has closed both directions. A vsock tells of that only when it is sent something.
+    fn is_gone(&self) -> bool {
+        matches!(send(&self.stream, &[], SendFlags::NOSIGNAL), Err(Errno::PIPE | Errno::NOTCONN | Errno::CONNRESET))
     }
 
     fn decode(&mut self, mut bytes: &[u8]) -> Received {

@@ -42,7 +42,7 @@ impl Conversation {
     }
 }
 
-/// The way to the agent. Dropping it closes that direction.
+/// The way to the agent.
 pub struct Sender {
     writer: Box<dyn AsyncWrite + Send + Unpin>,
     health: Health,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A stream of bytes to or from a port of the guest, whatever carries it.
 //!
-//! Half-close works both ways: dropping the writer tells the guest that no more will come.
+//! Half-close works both ways: shutting the writer down tells the guest that no more will come. Dropping both halves
+//! tells it that its client is gone.
 
 use std::fmt;
 use std::io;
@@ -17,7 +18,7 @@ const ANSWER_MAX_BYTES: usize = 14;
 pub struct Stream {
     /// What the guest sends.
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// What the guest receives; dropping it is a half-close.
+    /// What the guest receives; shutting it down is a half-close.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
@@ -27,16 +28,23 @@ impl fmt::Debug for Stream {
     }
 }
 
+// Not `into_split`, whose halves shut their direction down when they are dropped: a client that leaves would first
+// look like one that has no more input, and its command would see an end of file before its death.
+
 impl From<UnixStream> for Stream {
     fn from(stream: UnixStream) -> Self {
-        let (reader, writer) = stream.into_split();
+        let (reader, writer) = tokio::io::split(stream);
         Self { reader: Box::new(reader), writer: Box::new(writer) }
     }
 }
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        let (reader, writer) = stream.into_split();
+        // With a reset in place of an orderly end the other side can tell a client that left from a half-close.
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "a lost connection will look like a half-close");
+        }
+        let (reader, writer) = tokio::io::split(stream);
         Self { reader: Box::new(reader), writer: Box::new(writer) }
     }
 }
