@@ -27,7 +27,7 @@ pub const CRATES: [CrateOrder; 4] = [
         may_import: &[],
         modules: &[
             "sys", "config", "trace", "memory", "machine", "boot", "virtio", "disk", "block", "vsock", "snapshot",
-            "jail", "control", "vm", "main",
+            "jail", "postmortem", "control", "vm", "main",
         ],
     },
     CrateOrder { dir: "guest-agent/src", name: "midge_agent", may_import: &["midge_protocol"], modules: &[] },

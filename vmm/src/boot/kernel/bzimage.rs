@@ -26,7 +26,7 @@ const SECTOR_BYTES: u64 = 512;
 const SETUP_SECTORS_OLD: u64 = 4;
 /// `syssize` counts 16-byte paragraphs.
 const PARAGRAPH_BYTES: u64 = 16;
-const VERSION_MIN: u64 = 0x020c;
+const VERSION_NEEDED: u64 = 0x020c;
 /// XLF_KERNEL_64.
 const HAS_64_BIT_ENTRY: u64 = 1;
 const LOADED_HIGH: u64 = 1;
@@ -62,7 +62,7 @@ pub(super) fn parse(source: &dyn Source, ram_end: u64) -> Result<KernelImage, Ke
 fn check_kind(head: &[u8]) -> Result<(), KernelError> {
     let refuse = |what, found, needed| Err(KernelError::Unsuitable { what, found, needed });
     let version = number(head, VERSION, 2);
-    if version < VERSION_MIN {
+    if version < VERSION_NEEDED {
         return refuse("boot protocol", version, "0x20c (2.12) or later");
     }
     let flags = number(head, LOADFLAGS, 1);
