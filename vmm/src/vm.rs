@@ -118,10 +118,11 @@ impl Vm {
 
         let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
         let loading = plan.start_loading(ram.clone())?;
-        let machine = kvm.create(&ram)?;
+        let pages = devices::pages(config).map_err(host("mapping the device windows"))?;
+        let machine = kvm.create(&ram, pages.clone())?;
         trace.mark(Stage::MemoryReady);
 
-        let (bus, vsock) = devices::attach(config, &machine, &ram)?;
+        let (bus, vsock) = devices::attach(config, &machine, &ram, pages.as_ref())?;
         let (ports, output, line_ended) = make_console(config.console(), &machine)?;
         let shared = Shared::new(bus, ports);
         let threads = start_vcpus(config.cpus(), &kvm, &machine, &regs, &shared)?;

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_bindings::{Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -15,7 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 
+use super::bus::WINDOWS_START;
 use super::cpuid;
+use super::pages::ReadPages;
 
 /// The page with which Intel CPUs enter real mode; inside the MMIO gap, below the TSS.
 pub const IDENTITY_MAP_START: u64 = 0xfffb_c000;
@@ -132,20 +134,23 @@ impl Host {
         Ok(Features { cpuid, microcode })
     }
 
-    /// Makes a VM over `ram`, with interrupt controllers.
+    /// Makes a VM over `ram`, with interrupt controllers. Reads of the device windows find `pages`.
     ///
     /// # Errors
     /// [`KvmError::Step`].
-    pub fn create(&self, ram: &GuestRam) -> Result<Machine, KvmError> {
+    pub fn create(&self, ram: &GuestRam, pages: Option<ReadPages>) -> Result<Machine, KvmError> {
         let vm = self.0.create_vm().map_err(step("creating a VM"))?;
         for (slot, region) in (0..).zip(ram.iter()) {
             add_slot(&vm, slot, region)?;
+        }
+        if let Some(pages) = &pages {
+            add_pages(&vm, u32::try_from(ram.num_regions()).unwrap_or(u32::MAX), pages)?;
         }
         vm.set_identity_map_address(IDENTITY_MAP_START).map_err(step("placing the identity map"))?;
         let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
         vm.set_tss_address(tss).map_err(step("placing the task state"))?;
         vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
-        Ok(Machine(vm))
+        Ok(Machine { vm, _pages: pages })
     }
 }
 
@@ -182,9 +187,28 @@ fn add_slot(vm: &VmFd, slot: u32, region: &impl GuestMemoryRegion) -> Result<(),
     unsafe { vm.set_user_memory_region(slot) }.map_err(step("giving the VM its memory"))
 }
 
+/// A slot the guest can read without an exit; a write to it is one, or an ioeventfd's.
+#[expect(unsafe_code, reason = "KVM is given the address of the device windows")]
+fn add_pages(vm: &VmFd, slot: u32, pages: &ReadPages) -> Result<(), KvmError> {
+    let slot = kvm_userspace_memory_region {
+        slot,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: WINDOWS_START,
+        memory_size: pages.len_bytes(),
+        userspace_addr: pages.host_address(),
+    };
+    // SAFETY: the range is a mapping that `Machine` keeps until the VM is closed, and the windows
+    // lie in the gap of guest memory, where no other slot is.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(step("giving the VM its device windows"))
+}
+
 /// A VM with memory and interrupt controllers.
 #[derive(Debug)]
-pub struct Machine(VmFd);
+pub struct Machine {
+    vm: VmFd,
+    /// Mapped as long as the VM lives: closed after it.
+    _pages: Option<ReadPages>,
+}
 
 impl Machine {
     /// Makes vCPU `index` of `count` with its CPU features; it is not yet told where to start.
@@ -192,7 +216,7 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Step`].
     pub fn create_vcpu(&self, index: u8, count: u8, features: &Features) -> Result<VcpuFd, KvmError> {
-        let vcpu = self.0.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
         let entries = cpuid::for_vcpu(features.cpuid.as_slice(), index, count);
         let cpuid = CpuId::from_entries(&entries).map_err(|e| KvmError::Step {
             step: "listing the CPU features",
@@ -211,7 +235,7 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Step`].
     pub fn on_write(&self, addr: u64, value: u32, fd: &EventFd) -> Result<(), KvmError> {
-        self.0
+        self.vm
             .register_ioevent(fd, &IoEventAddress::Mmio(addr), value)
             .map_err(step("registering a queue notification"))
     }
@@ -221,7 +245,7 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Step`].
     pub fn connect_interrupt(&self, fd: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.0.register_irqfd(fd, gsi).map_err(step("registering a device interrupt"))
+        self.vm.register_irqfd(fd, gsi).map_err(step("registering a device interrupt"))
     }
 }
 

@@ -7,6 +7,7 @@ pub mod bus;
 pub mod console;
 pub mod cpuid;
 pub mod kvm;
+pub mod pages;
 pub mod ports;
 pub mod threads;
 pub mod vcpu;

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a device wakes its driver: InterruptStatus, the irqfd, and the latch for faults.
 //!
-//! Shared between the thread that serves the queues and the vCPU threads that read the registers;
-//! atomics only, no lock on the way of a request.
+//! InterruptStatus and the latch, a bit of Status, are words of the page that the guest reads
+//! without an exit ([`crate::machine::pages`]). Shared between the thread that serves the queues
+//! and the vCPU threads; atomics only, no lock on the way of a request.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fault::GuestFault;
-use super::spec::interrupt;
+use super::spec::{interrupt, register, status};
+use crate::machine::pages::ReadPage;
 
 #[derive(Debug)]
 struct Shared {
     irqfd: EventFd,
-    status: AtomicU32,
+    page: ReadPage,
     needs_reset: AtomicBool,
     faults: AtomicU64,
     first_fault: OnceLock<GuestFault>,
@@ -28,13 +30,13 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// A line that raises `irqfd`.
+    /// A line that raises `irqfd`; `page` is what the guest reads of the device's registers.
     #[must_use]
-    pub fn new(irqfd: EventFd) -> Self {
+    pub fn new(irqfd: EventFd, page: ReadPage) -> Self {
         Self {
             shared: Arc::new(Shared {
                 irqfd,
-                status: AtomicU32::new(0),
+                page,
                 needs_reset: AtomicBool::new(false),
                 faults: AtomicU64::new(0),
                 first_fault: OnceLock::new(),
@@ -65,7 +67,18 @@ impl Interrupt {
     /// Latches DEVICE_NEEDS_RESET without blaming the guest.
     pub(super) fn latch_needs_reset(&self) {
         if !self.shared.needs_reset.swap(true, Ordering::SeqCst) {
+            // Before the interrupt, so that the driver finds it; see `show_status`.
+            self.shared.page.set_bits(register::STATUS, status::DEVICE_NEEDS_RESET);
             self.signal_config();
+        }
+    }
+
+    /// Lets the guest read `value` as the device status, with the latch in it if `is_active`.
+    pub(super) fn show_status(&self, value: u32, is_active: bool) {
+        self.shared.page.set(register::STATUS, value);
+        // Looked at after the word was set: a latch that falls between the two is not lost.
+        if is_active && self.needs_reset() {
+            self.shared.page.set_bits(register::STATUS, status::DEVICE_NEEDS_RESET);
         }
     }
 
@@ -81,21 +94,21 @@ impl Interrupt {
     }
 
     pub(super) fn status(&self) -> u32 {
-        self.shared.status.load(Ordering::SeqCst)
+        self.shared.page.get(register::INTERRUPT_STATUS)
     }
 
     pub(super) fn acknowledge(&self, seen: u32) {
-        self.shared.status.fetch_and(!seen, Ordering::SeqCst);
+        self.shared.page.clear_bits(register::INTERRUPT_STATUS, seen);
     }
 
     pub(super) fn reset(&self) {
-        self.shared.status.store(0, Ordering::SeqCst);
+        self.shared.page.set(register::INTERRUPT_STATUS, 0);
         self.shared.needs_reset.store(false, Ordering::SeqCst);
     }
 
     /// The cause is set before the line is raised: the driver reads it when it wakes.
     fn raise(&self, cause: u32) {
-        self.shared.status.fetch_or(cause, Ordering::SeqCst);
+        self.shared.page.set_bits(register::INTERRUPT_STATUS, cause);
         // An eventfd fails only when its counter is full, and then the line is raised already.
         let _ = self.shared.irqfd.write(1);
     }

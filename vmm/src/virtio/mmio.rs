@@ -3,7 +3,8 @@
 //! §3.1).
 //!
 //! Control path only: a driver negotiates here, once; then chains move between guest memory and
-//! the device's own thread without passing this file. Every offset and width is answered: a wrong
+//! the device's own thread without passing this file. Its reads do not come here either: what
+//! they find is shown in a page of the guest, renewed after every write that changes it. Every offset and width is answered: a wrong
 //! one reads zeros and writes nothing. Queue geometry can be written between FEATURES_OK and
 //! DRIVER_OK only, so a size can never change under a running queue.
 //!
@@ -22,6 +23,7 @@ use super::queue::Queue;
 use super::ring::Geometry;
 use super::spec::{feature, register, status};
 use crate::machine::bus::MmioDevice;
+use crate::machine::pages::ReadPage;
 use crate::memory::GuestRam;
 
 /// "MIDG": what the driver reads as the vendor.
@@ -36,11 +38,31 @@ struct QueueRegisters {
     ready: bool,
 }
 
+/// Registers of fixed meaning that are shown; InterruptStatus and Status are [`Interrupt`]'s.
+const SHOWN: [u64; 12] = [
+    register::MAGIC_VALUE,
+    register::VERSION_VALUE,
+    register::DEVICE_ID,
+    register::VENDOR_ID,
+    register::DEVICE_FEATURES,
+    register::QUEUE_NUM_MAX,
+    register::QUEUE_READY,
+    register::SHM_LEN_LOW,
+    register::SHM_LEN_HIGH,
+    register::SHM_BASE_LOW,
+    register::SHM_BASE_HIGH,
+    register::CONFIG_GENERATION,
+];
+/// Bytes of configuration space that are shown; both devices have fewer.
+const CONFIG_BYTES: u64 = 256;
+
 /// One device behind its registers.
 pub struct Transport {
     device: Box<dyn Device>,
     ram: Arc<GuestRam>,
     interrupt: Interrupt,
+    page: ReadPage,
+    taken_note: EventFd,
     kicks: Vec<EventFd>,
     status: u32,
     device_features_sel: u32,
@@ -51,18 +73,21 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Puts registers in front of `device`; `irqfd` raises its interrupt line.
+    /// Puts registers in front of `device`; `irqfd` raises its interrupt line, `page` is where the
+    /// guest reads them.
     ///
     /// # Errors
     /// When an eventfd cannot be made.
-    pub fn new(device: Box<dyn Device>, ram: GuestRam, irqfd: EventFd) -> io::Result<Self> {
+    pub fn new(device: Box<dyn Device>, ram: GuestRam, irqfd: EventFd, page: ReadPage) -> io::Result<Self> {
         let wait = if device.kicks_block() { 0 } else { EFD_NONBLOCK };
         let count = device.queue_max_sizes().len();
         let kicks = (0..count).map(|_| EventFd::new(EFD_CLOEXEC | wait)).collect::<io::Result<Vec<_>>>()?;
-        Ok(Self {
+        let transport = Self {
             device,
             ram: Arc::new(ram),
-            interrupt: Interrupt::new(irqfd),
+            interrupt: Interrupt::new(irqfd, page.clone()),
+            page,
+            taken_note: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             kicks,
             status: 0,
             device_features_sel: 0,
@@ -70,7 +95,32 @@ impl Transport {
             driver_features: 0,
             queue_sel: 0,
             queues: vec![QueueRegisters::default(); count],
-        })
+        };
+        for offset in (0..CONFIG_BYTES).step_by(4) {
+            let mut word = [0; 4];
+            transport.device.read_config(offset, &mut word);
+            transport.page.set(register::CONFIG.saturating_add(offset), u32::from_le_bytes(word));
+        }
+        transport.show();
+        Ok(transport)
+    }
+
+    /// Brings the page that the guest reads up to date.
+    fn show(&self) {
+        for offset in SHOWN {
+            self.page.set(offset, self.read_register(offset));
+        }
+        self.interrupt.show_status(self.status, self.is_active());
+    }
+
+    /// Where the driver's word goes that it has seen used buffers: an eventfd that nobody reads, to
+    /// be written when the guest stores USED_BUFFER alone at [`register::INTERRUPT_ACK`], so that
+    /// this is no exit. The bit then stays set in InterruptStatus: the driver looks at its rings
+    /// at every interrupt, and our devices raise none without a reason. An acknowledgement of a
+    /// configuration change is an exit and clears both.
+    #[must_use]
+    pub fn taken_note(&self) -> &EventFd {
+        &self.taken_note
     }
 
     /// The eventfd of each queue, to be written when the guest stores the queue's index at
@@ -305,6 +355,10 @@ impl MmioDevice for Transport {
             && offset < register::CONFIG
         {
             self.write_register(offset, u32::from_le_bytes(word));
+            // Kicks and acknowledgements change nothing that is shown here.
+            if offset != register::QUEUE_NOTIFY && offset != register::INTERRUPT_ACK {
+                self.show();
+            }
         }
     }
 }

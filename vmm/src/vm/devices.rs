@@ -17,8 +17,10 @@ use crate::disk::{Base, Disk, OpenError};
 use crate::jail::{self, Thread};
 use crate::machine::bus::{Bus, window_start};
 use crate::machine::kvm::{KvmError, Machine};
+use crate::machine::pages::{ReadPage, ReadPages};
 use crate::memory::GuestRam;
-use crate::virtio::spec::register::QUEUE_NOTIFY;
+use crate::virtio::spec::interrupt::USED_BUFFER;
+use crate::virtio::spec::register::{INTERRUPT_ACK, QUEUE_NOTIFY};
 use crate::virtio::{Device, Transport};
 use crate::vsock::{self, VsockError, VsockWorker};
 
@@ -98,6 +100,14 @@ pub fn words(config: &VmmConfig) -> Vec<DeviceWord> {
     (0..).zip(LINES).take(count).map(|(index, gsi)| DeviceWord { start: window_start(index), gsi }).collect()
 }
 
+/// The pages in which the guest reads the registers of the devices of `config`.
+///
+/// # Errors
+/// When the host has no memory for them.
+pub fn pages(config: &VmmConfig) -> io::Result<Option<ReadPages>> {
+    ReadPages::new(words(config).len())
+}
+
 /// Makes every device of `config`; the data half of vsock is for the event loop.
 ///
 /// # Errors
@@ -106,18 +116,20 @@ pub fn attach(
     config: &VmmConfig,
     machine: &Machine,
     ram: &GuestRam,
+    pages: Option<&ReadPages>,
 ) -> Result<(Bus, Option<VsockWorker>), DeviceError> {
     let mut bus = Bus::default();
     let mut words = words(config).into_iter();
+    let mut pages = (0..).map_while(|index| pages.map(|pages| pages.page(index)));
     for (index, disk) in config.disks().iter().enumerate() {
         let backend = open_disk(index, disk)?;
         let block = Block::new(backend, index, || jail::lock_in(Thread::Block));
         let block = block.map_err(host("starting a disk's thread"))?;
-        connect(Box::new(block), words.next(), machine, ram, &mut bus)?;
+        connect(Box::new(block), (words.next(), pages.next()), machine, ram, &mut bus)?;
     }
     let Some(vsock) = config.vsock() else { return Ok((bus, None)) };
     let (device, worker) = open_vsock(vsock)?;
-    connect(Box::new(device), words.next(), machine, ram, &mut bus)?;
+    connect(Box::new(device), (words.next(), pages.next()), machine, ram, &mut bus)?;
     Ok((bus, Some(worker)))
 }
 
@@ -154,18 +166,21 @@ fn open_vsock(config: &VsockConfig) -> Result<(vsock::Vsock, VsockWorker), Devic
 /// Gives a device its window, its interrupt line and its notifications.
 fn connect(
     device: Box<dyn Device>,
-    word: Option<DeviceWord>,
+    place: (Option<DeviceWord>, Option<ReadPage>),
     machine: &Machine,
     ram: &GuestRam,
     bus: &mut Bus,
 ) -> Result<(), DeviceError> {
-    let word = word.ok_or_else(|| host("finding an interrupt line")(io::ErrorKind::QuotaExceeded.into()))?;
+    let (Some(word), Some(page)) = place else {
+        return Err(host("finding an interrupt line")(io::ErrorKind::QuotaExceeded.into()));
+    };
     let irq = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("making an event"))?;
     machine.connect_interrupt(&irq, word.gsi)?;
-    let transport = Transport::new(device, ram.clone(), irq).map_err(host("making a device's events"))?;
+    let transport = Transport::new(device, ram.clone(), irq, page).map_err(host("making a device's events"))?;
     for (queue, kick) in (0..).zip(transport.kicks()) {
         machine.on_write(word.start + QUEUE_NOTIFY, queue, kick)?;
     }
+    machine.on_write(word.start + INTERRUPT_ACK, USED_BUFFER, transport.taken_note())?;
     let start = bus.attach(Box::new(transport));
     assert_eq!(start, word.start, "the command line must name the window a device is in");
     Ok(())

@@ -92,7 +92,10 @@ impl Rig {
             features: self.features,
             queues: queues.into(),
             kicks: self.kicks.iter().map(|kick| kick.try_clone().unwrap()).collect(),
-            interrupt: Interrupt::new(self.irq.try_clone().unwrap()),
+            interrupt: Interrupt::new(
+                self.irq.try_clone().unwrap(),
+                crate::machine::pages::ReadPage::unseen().unwrap(),
+            ),
         }
     }
 

@@ -76,7 +76,13 @@ fn guest_with(disk: Box<dyn Disk>, enter: impl FnOnce() -> io::Result<()> + Send
     let ram = ram_with_hole();
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let block = Block::new(disk, 3, enter).unwrap();
-    let transport = Transport::new(Box::new(block), ram.clone(), irqfd.try_clone().unwrap()).unwrap();
+    let transport = Transport::new(
+        Box::new(block),
+        ram.clone(),
+        irqfd.try_clone().unwrap(),
+        crate::machine::pages::ReadPage::unseen().unwrap(),
+    )
+    .unwrap();
     Guest { transport, driver: FakeDriver::new(&ram, 0x1000, 64), irqfd }
 }
 

@@ -96,7 +96,7 @@ fn rig(features: u64) -> Rig {
     let serving = Serving {
         queue: driver.queue(features),
         kick: EventFd::new(0).unwrap(),
-        interrupt: Interrupt::new(irqfd.try_clone().unwrap()),
+        interrupt: Interrupt::new(irqfd.try_clone().unwrap(), crate::machine::pages::ReadPage::unseen().unwrap()),
         limits: Limits { sectors: SECTORS, read_only: false, discard: true, write_zeroes: true },
         write_through: false,
     };

@@ -64,7 +64,8 @@ fn rig() -> Rig {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let line = irqfd.try_clone().unwrap();
-    let transport = Transport::new(Box::new(Probe(Arc::clone(&seen))), ram.clone(), line).unwrap();
+    let page = ReadPage::unseen().unwrap();
+    let transport = Transport::new(Box::new(Probe(Arc::clone(&seen))), ram.clone(), line, page).unwrap();
     let drivers = [FakeDriver::new(&ram, 0x1000, 16), FakeDriver::new(&ram, 0x2_0000, 4)];
     Rig { transport, seen, irqfd, drivers }
 }
@@ -473,6 +474,58 @@ proptest! {
                 let mut data = bytes;
                 rig.transport.read(offset, &mut data[..len]);
             }
+        }
+    }
+}
+
+impl Rig {
+    /// What the guest reads in the page is what the registers would answer.
+    fn assert_shown(&mut self) {
+        for offset in (0..0x200).step_by(4) {
+            let register = read32(&mut self.transport, offset);
+            assert_eq!(self.transport.page.get(offset), register, "{offset:#x}");
+        }
+    }
+}
+
+#[test]
+fn page_shows_the_registers_at_every_step() {
+    let mut rig = rig();
+    rig.assert_shown();
+    assert_eq!(rig.transport.page.get(0), 0x7472_6976);
+    for (offset, value) in [(0x14, 1), (0x14, 0), (0x30, 1), (0x30, 7), (0x70, 1), (0x70, 3)] {
+        write32(&mut rig.transport, offset, value);
+        rig.assert_shown();
+    }
+    rig.bring_up(VERSION_1);
+    rig.assert_shown();
+    let interrupt = rig.transport.interrupt().clone();
+    interrupt.signal_used();
+    rig.assert_shown();
+    assert_eq!(rig.transport.page.get(0x60), 1);
+    interrupt.report_fault(GuestFault::Direction);
+    rig.assert_shown();
+    assert_eq!(rig.transport.page.get(0x60), 3);
+    assert_eq!(rig.transport.page.get(0x70), 0x4f, "DEVICE_NEEDS_RESET");
+    write32(&mut rig.transport, 0x64, 3);
+    rig.assert_shown();
+    assert_eq!(rig.transport.page.get(0x60), 0);
+    write32(&mut rig.transport, 0x70, 0);
+    rig.assert_shown();
+    assert_eq!(rig.transport.page.get(0x70), 0);
+}
+
+proptest! {
+    /// Whatever a driver writes, at whatever width and place.
+    #[test]
+    fn page_shows_the_registers_whatever_is_written(writes in prop::collection::vec((0u64..0x30, any::<u32>(), 1usize..9), 0..60)) {
+        let mut rig = rig();
+        for (word, value, width) in writes {
+            let bytes = u64::from(value).to_le_bytes();
+            rig.transport.write(word * 4, &bytes[..width]);
+            let low = value & 0xf;
+            write32(&mut rig.transport, [0x70, 0x30, 0x14, 0x44][width % 4], low);
+            rig.assert_shown();
         }
     }
 }

@@ -15,7 +15,9 @@ use crate::virtio::{Transport, fake::FakeDriver};
 fn driver_finds_a_socket_device_with_its_cid() {
     let rig = Rig::inactive(VERSION_1);
     let irq = rig.irq.try_clone().unwrap();
-    let mut transport = Transport::new(Box::new(rig.device), rig.ram.clone(), irq).unwrap();
+    let mut transport =
+        Transport::new(Box::new(rig.device), rig.ram.clone(), irq, crate::machine::pages::ReadPage::unseen().unwrap())
+            .unwrap();
     assert_eq!(read32(&mut transport, 0x08), 19);
     assert_eq!(read32(&mut transport, 0x100), 3, "guest_cid, low");
     assert_eq!(read32(&mut transport, 0x104), 0, "guest_cid, high");
@@ -116,7 +118,10 @@ impl RigRest {
             features: VERSION_1,
             queues: queues.into(),
             kicks: self.kicks.iter().map(|kick| kick.try_clone().unwrap()).collect(),
-            interrupt: crate::virtio::Interrupt::new(self.irq.try_clone().unwrap()),
+            interrupt: crate::virtio::Interrupt::new(
+                self.irq.try_clone().unwrap(),
+                crate::machine::pages::ReadPage::unseen().unwrap(),
+            ),
         }
     }
 }
