@@ -49,7 +49,7 @@ pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, ts
     add("-kernel", opts.kernel.clone().into());
     add("-initrd", opts.initramfs.clone().into());
     let clock = format!("tsc=reliable tsc_early_khz={tsc_khz} no_timer_check");
-    let mut append = OsString::from(format!("console=ttyS0 quiet panic=-1 reboot=t {clock} {TOKEN_WORD}"));
+    let mut append = OsString::from(format!("console=ttyS0 loglevel=5 panic=-1 reboot=t {clock} {TOKEN_WORD}"));
     append.push(token_file);
     add("-append", append);
     add("-serial", "stdio".into());
