@@ -40,7 +40,7 @@ const PIDS_MIN: u64 = 512;
 const KIB_PER_PID: u64 = 96;
 
 /// Options of our overlays: renamed directories need not be copied, and an upper file is always whole.
-const OVERLAY_OPTIONS: &str = "redirect_dir=on,index=off,metacopy=off";
+pub(crate) const OVERLAY_OPTIONS: &str = "redirect_dir=on,index=off,metacopy=off";
 
 /// A step of the start that failed.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ const STACK_BYTES: usize = 256 * 1024;
 /// A stream that says nothing for this time was opened by mistake.
 const FIRST_MESSAGE_MAX: Duration = Duration::from_secs(30);
 /// How long a command waits for the host's `Welcome`.
-const WELCOME_MAX: Duration = Duration::from_secs(10);
+const WELCOME_MAX: Duration = Duration::from_secs(30);
 /// Pause after an accept that failed for want of memory or descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 

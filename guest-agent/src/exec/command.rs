@@ -15,7 +15,7 @@ use midge_protocol::{Exec, MAX_REPLAY_BYTES, Refused, WindowSize};
 
 use crate::cgroup::Tree;
 use crate::sys::fd::set_nonblocking;
-use crate::sys::process::own_ids;
+use crate::sys::process::{open_files_max, own_ids};
 use crate::sys::spawn::{Program, Step};
 use crate::sys::{c_path, tty};
 use crate::users::{Account, resolve};
@@ -24,8 +24,8 @@ use crate::users::{Account, resolve};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Directory of the user's project, where there is one.
 pub(crate) const WORKSPACE: &str = "/workspace";
-/// Files a program may open, as after a login: now, and when it asks for more.
-const OPEN_FILES: (u64, u64) = (1024, 512 * 1024);
+/// Files a program may open, as after a login; it may ask for as many as the agent.
+const OPEN_FILES: u64 = 1024;
 
 /// Exit code of a shell for a command that does not exist.
 const NOT_FOUND: u8 = 127;
@@ -89,7 +89,7 @@ pub(crate) fn prepare(exec: &Exec, tree: &Tree) -> Result<Command, Refused> {
             .transpose()
             .map_err(|error| not_started("entering a group", &error))?,
         killable: std::process::id() == 1,
-        open_files: Some(OPEN_FILES),
+        open_files: Some((OPEN_FILES.min(open_files_max()), open_files_max())),
     };
     Ok(Command { program, ends })
 }

@@ -404,3 +404,106 @@ fn bytes_that_are_no_message_are_refused() {
     let rest = peer.rest();
     assert!(matches!(&rest[..], [ToHost::Error(failure)] if failure.code == ErrorCode::Protocol), "{rest:?}");
 }
+
+#[test]
+fn an_orphan_is_taken_from_the_process_table() {
+    // Orphans come to this process as they come to PID 1.
+    rustix::process::set_child_subreaper(Some(rustix::process::Pid::INIT)).unwrap();
+    let ran = run(script("(sh -c 'echo $$; sleep 0.2; exit 5' &) ; exit 0"));
+    let pid = ran.text().trim().to_owned();
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(stat().contains(&format!(") S {} ", std::process::id())), "{}", stat());
+    eventually("the end of the orphan", || stat().is_empty());
+}
+
+#[test]
+fn any_bytes_from_the_host_end_a_command_or_are_refused() {
+    let mut number = 1_u64;
+    let mut next = move || {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u8::try_from(number >> 56).unwrap()
+    };
+    for round in 0..60 {
+        let mut peer = Peer::with(&ToAgent::Exec(Exec { stdin: true, ..exec(&["cat"]) }));
+        let known = [[0x12, 0], [0x13, 0], [0x14, 0], [0x15, 0], [0x20, 0], [0x01, 0x80]][round % 6];
+        let len = next() % 12;
+        let mut bytes = vec![len, 0, 0, 0, known[0], known[1], 0, 0];
+        bytes.extend((0..len).map(|_| next()));
+        std::io::Write::write_all(&mut peer.stream, &bytes).unwrap();
+        peer.stream.shutdown(Shutdown::Write).unwrap();
+        // Whatever came: the conversation ends, and so does the command.
+        let rest = peer.rest();
+        assert!(matches!(rest.last(), Some(ToHost::Exited(_) | ToHost::Error(_))), "round {round}: {rest:?}");
+    }
+}
+
+#[test]
+fn commands_side_by_side_do_not_mix() {
+    let threads: Vec<_> = (0..40)
+        .map(|number: usize| {
+            std::thread::spawn(move || {
+                let ran = run(script(&format!("for i in 1 2 3 4 5; do echo {number}; done; exit {number}")));
+                assert_eq!(
+                    (ran.text(), ran.code()),
+                    (&*format!("{number}\n").repeat(5), i32::try_from(number).unwrap())
+                );
+                ran.exec_id
+            })
+        })
+        .collect();
+    let ids: std::collections::BTreeSet<u64> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(ids.len(), 40);
+}
+
+#[test]
+fn a_client_that_takes_over_ends_the_one_before() {
+    let mut first = Peer::with(&ToAgent::Exec(Exec { stdin: true, replay_bytes: 1000, ..exec(&["cat"]) }));
+    let Some(ToHost::Started(started)) = first.next() else { panic!("not started") };
+    first.send(&ToAgent::Stdin(b"one ".to_vec()));
+    assert!(matches!(first.next(), Some(ToHost::Stdout(_))));
+    let attach = Attach { exec_id: started.exec_id, stdout_offset: 0, stderr_offset: 0 };
+    let mut second = Peer::with(&ToAgent::Attach(attach));
+    let Some(ToHost::Started(again)) = second.next() else { panic!("not attached") };
+    assert_eq!((again.pid, again.stdin_offset), (started.pid, 4));
+    assert_eq!(first.next(), None);
+    second.send(&ToAgent::Stdin(b"two".to_vec()));
+    second.send(&ToAgent::StdinEof);
+    assert_eq!(second.finish().text(), "one two");
+}
+
+#[test]
+fn programs_may_open_as_many_files_as_after_a_login() {
+    let ran = run(script("ulimit -Sn; ulimit -Hn"));
+    let limits: Vec<u64> = ran.text().lines().map(|line| line.parse().unwrap()).collect();
+    assert!(limits[0] <= 1024 && limits[1] >= limits[0], "{limits:?}");
+}
+
+#[test]
+fn a_script_is_run_by_the_interpreter_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("script");
+    fs::write(&path, "#!/bin/sh -e\necho \"$0\" \"$1\"\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let name = path.to_str().unwrap();
+    assert_eq!(run(exec(&[name, "a b"])).text(), format!("{name} a b\n"));
+}
+
+#[test]
+fn a_program_is_found_by_the_path_that_the_request_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("only-here");
+    fs::write(&path, "#!/bin/sh\necho found\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let env = vec![EnvVar { name: "PATH".into(), value: dir.path().into() }];
+    assert_eq!(run(Exec { env, ..exec(&["only-here"]) }).text(), "found\n");
+    assert_eq!(refused(exec(&["only-here"])).exit_code, 127);
+}
+
+#[test]
+fn long_arguments_pass_up_to_the_kernels_limit() {
+    let long = "x".repeat(120_000);
+    assert_eq!(run(exec(&["/usr/bin/printf", "%s", &long])).stdout.len(), 120_000);
+    let too_long = "x".repeat(140_000);
+    let refused = refused(exec(&["/usr/bin/printf", "%s", &too_long]));
+    assert_eq!((refused.exit_code, refused.errno), (126, libc::E2BIG));
+}

@@ -117,6 +117,13 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
+/// Gives this thread a mount table of its own: for tests that mount.
+#[cfg(test)]
+pub(crate) fn own_mounts() -> io::Result<()> {
+    // SAFETY: the thread's working directory is no longer the other threads'; no descriptor is touched.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
+}
+
 /// Makes a device node: for tests of what a run may leave.
 #[cfg(test)]
 pub(crate) fn make_character_device(path: &Path, device: libc::dev_t) -> io::Result<()> {

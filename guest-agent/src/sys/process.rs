@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getegid, geteuid, setrlimit};
+use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::check;
@@ -87,6 +87,11 @@ pub(crate) fn set_umask(mask: Mode) {
 /// Lets this process open `hard` files; what is started from it gets its own limit.
 pub(crate) fn raise_open_files(hard: u64) -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) })?)
+}
+
+/// Files that this process and those it starts may open at most.
+pub(crate) fn open_files_max() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// All threads share one heap: without this every conversation's thread maps a heap of its own.

@@ -132,3 +132,132 @@ fn a_path_with_nul_cannot_reach_the_kernel() {
     use std::os::unix::ffi::OsStrExt as _;
     assert!(c_path(Path::new(std::ffi::OsStr::from_bytes(b"a\0b"))).is_err());
 }
+
+/// Runs `check` with a real overlay of `base` in a mount namespace of its own; false when the kernel refuses.
+fn with_overlay(base: &dyn Fn(&Path), check: impl FnOnce(&Overlay) + Send) -> bool {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in ["base", "all", "merged"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    base(&path("base"));
+    let overlay = Overlay { upper: path("all/upper"), merged: path("merged") };
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},{}",
+        path("base").display(),
+        overlay.upper.display(),
+        path("all/work").display(),
+        crate::init::OVERLAY_OPTIONS
+    );
+    let run = || {
+        crate::sys::machine::own_mounts()?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        // Memory takes the attributes that an overlay needs, whatever the temporary directory is.
+        mount("tmpfs", path("all"), "tmpfs", MountFlags::empty(), None)?;
+        fs::create_dir(path("all/upper"))?;
+        fs::create_dir(path("all/work"))?;
+        let options = std::ffi::CString::new(options)?;
+        mount("overlay", &overlay.merged, "overlay", MountFlags::empty(), &*options)?;
+        check(&overlay);
+        unmount(&overlay.merged, UnmountFlags::DETACH)?;
+        Ok::<(), std::io::Error>(unmount(path("all"), UnmountFlags::DETACH)?)
+    };
+    let result = std::thread::scope(|scope| scope.spawn(run).join().unwrap());
+    if let Err(error) = &result {
+        eprintln!("skipped: no overlay can be mounted here: {error}");
+    }
+    result.is_ok()
+}
+
+/// Path, kind and content of all changes.
+fn told_by(overlay: &Overlay) -> Vec<(String, ChangeKind, Option<String>)> {
+    let mut all = Vec::new();
+    walk(overlay, &mut |change: &Change, content: Option<&Path>| {
+        let content = content.map(|path| fs::read_to_string(path).unwrap());
+        assert_eq!(content.as_ref().map_or(0, |content| content.len() as u64), change.size);
+        all.push((change.path.to_str().unwrap().to_owned(), change.kind, content));
+        Ok(())
+    })
+    .unwrap();
+    all
+}
+
+#[test]
+fn what_a_real_overlay_leaves_is_told_as_it_was_done() {
+    if !is_root("mounting an overlay") {
+        return;
+    }
+    let base = |dir: &Path| {
+        for name in ["moved/deep", "replaced", "emptied", "untouched"] {
+            fs::create_dir_all(dir.join(name)).unwrap();
+            fs::write(dir.join(name).join("file"), name).unwrap();
+        }
+        fs::write(dir.join("edited"), "old").unwrap();
+        fs::write(dir.join("deleted"), "old").unwrap();
+        fs::write(dir.join("renamed"), "same").unwrap();
+    };
+    let file = |path: &str, content: &str| (path.to_owned(), ChangeKind::File, Some(content.to_owned()));
+    let other = |path: &str, kind| (path.to_owned(), kind, None);
+    with_overlay(&base, |overlay| {
+        let path = |name: &str| overlay.merged.join(name);
+        fs::write(path("edited"), "new").unwrap();
+        fs::remove_file(path("deleted")).unwrap();
+        fs::rename(path("renamed"), path("renamed-to")).unwrap();
+        fs::rename(path("moved"), path("moved-to")).unwrap();
+        fs::write(path("moved-to/added"), "x").unwrap();
+        fs::remove_dir_all(path("replaced")).unwrap();
+        fs::create_dir(path("replaced")).unwrap();
+        fs::write(path("replaced/other"), "y").unwrap();
+        fs::remove_file(path("emptied/file")).unwrap();
+        fs::create_dir(path("gone-again")).unwrap();
+        fs::remove_dir(path("gone-again")).unwrap();
+        symlink("edited", path("link")).unwrap();
+        let expected = [
+            other("deleted", ChangeKind::Whiteout),
+            file("edited", "new"),
+            other("emptied", ChangeKind::Dir),
+            other("emptied/file", ChangeKind::Whiteout),
+            other("link", ChangeKind::Symlink),
+            other("moved", ChangeKind::Whiteout),
+            other("moved-to", ChangeKind::OpaqueDir),
+            file("moved-to/added", "x"),
+            other("moved-to/deep", ChangeKind::Dir),
+            file("moved-to/deep/file", "moved/deep"),
+            other("renamed", ChangeKind::Whiteout),
+            file("renamed-to", "same"),
+            other("replaced", ChangeKind::OpaqueDir),
+            file("replaced/other", "y"),
+        ];
+        assert_eq!(told_by(overlay), expected);
+    });
+}
+
+#[test]
+fn a_directory_moved_twice_and_into_a_moved_one_is_told_where_it_is() {
+    if !is_root("mounting an overlay") {
+        return;
+    }
+    let base = |dir: &Path| {
+        for name in ["a", "b"] {
+            fs::create_dir(dir.join(name)).unwrap();
+            fs::write(dir.join(name).join("file"), name).unwrap();
+        }
+    };
+    with_overlay(&base, |overlay| {
+        let path = |name: &str| overlay.merged.join(name);
+        fs::rename(path("a"), path("a1")).unwrap();
+        fs::rename(path("a1"), path("a2")).unwrap();
+        fs::rename(path("b"), path("a2/b")).unwrap();
+        fs::remove_file(path("a2/file")).unwrap();
+        let told = told_by(overlay).into_iter().map(|(path, kind, _)| (path, kind)).collect::<Vec<_>>();
+        let expected = [
+            ("a", ChangeKind::Whiteout),
+            ("a2", ChangeKind::OpaqueDir),
+            ("a2/b", ChangeKind::Dir),
+            ("a2/b/file", ChangeKind::File),
+            ("b", ChangeKind::Whiteout),
+        ];
+        assert_eq!(told, expected.map(|(path, kind)| (path.to_owned(), kind)));
+    });
+}
