@@ -14,7 +14,7 @@ const TOP_PX: u64 = 56;
 /// The whole picture.
 #[must_use]
 pub fn svg(report: &BootReport) -> String {
-    let longest = report.series.iter().map(|series| last(series)).max().unwrap_or(1).max(1);
+    let longest = report.series.iter().map(last).max().unwrap_or(1).max(1);
     let scale = Scale { longest_us: longest + longest / 20 };
     let stages = report.series.first().map(Series::stages).unwrap_or_default();
     let rows = u64::try_from(report.series.len()).unwrap_or(0);

@@ -102,7 +102,7 @@ async fn input_stops_at_the_window_and_signals_overtake_it() {
     let (guest, _control, link) = Guest::linked().await;
     let (mut running, mut peer, _) = run(&guest, &link, Exec::new(["x"]).stdin(true)).await;
     let mut stdin = running.stdin.take().unwrap();
-    let total = STDIN_WINDOW_BYTES as usize * 2;
+    let total = usize::try_from(STDIN_WINDOW_BYTES).unwrap() * 2;
     let writer = tokio::spawn(async move { stdin.write_all(&vec![b'i'; total]).await });
     let mut got = 0;
     while got < STDIN_WINDOW_BYTES {

@@ -9,7 +9,7 @@ use crate::link::fake::{Guest, Peer};
 use crate::link::real_agent::Agent;
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 251) as u8).collect()
+    (0..251).cycle().take(len).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -201,7 +201,9 @@ pub fn find(cache: &Cache, name: &str) -> Result<Option<BuiltImage>, ImageError>
 pub fn build(cache: &Cache, name: &str, again: bool, watch: &dyn Watch) -> Result<BuiltImage, ImageError> {
     let recipe = recipe::named(name)?;
     build::check_host()?;
+    watch.begin("waiting for other image builds", 0);
     let _turn = cache.lock("image-build")?;
+    watch.end("");
     let key = recipe.key();
     let images = cache.dir("images")?;
     let same = list(cache)?.into_iter().filter(|image| image.record.key == key);

@@ -196,7 +196,9 @@ pub fn build(cache: &Cache, flavour: Flavour, source: Option<&Path>, watch: &dyn
     build::check_tools()?;
     let compiler = build::compiler()?;
     let source = source::find(source)?;
+    watch.begin("waiting for other kernel builds", 0);
     let _turn = cache.lock("kernel-build")?;
+    watch.end("");
     watch.begin("reading the kernel's source", 0);
     let source_key = source::key(cache, &source)?;
     let key = Key::new()

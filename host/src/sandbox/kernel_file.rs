@@ -14,7 +14,7 @@ use crate::error::Error;
 /// Most program headers that are looked at; real kernels have a handful.
 const HEADERS_MAX: u16 = 64;
 const ELF_HEADER_BYTES: usize = 64;
-const PROGRAM_HEADER_BYTES: u64 = 56;
+const PROGRAM_HEADER_BYTES: usize = 56;
 const MACHINE_X86_64: u16 = 62;
 const LOAD: u32 = 1;
 /// Offset of `HdrS` in a bzImage, and of the boot protocol's version behind it.
@@ -65,13 +65,13 @@ fn examine_elf(file: &File, len: u64, mem_mib: u64) -> Result<(), String> {
         return Err(format!("which is an ELF file for another machine ({machine}), not 64-bit x86 (62)"));
     }
     let (table, size, count) = (u64_at(&header, 32), u16_at(54), u16_at(56));
-    if u64::from(size) != PROGRAM_HEADER_BYTES || count == 0 || count > HEADERS_MAX {
+    if usize::from(size) != PROGRAM_HEADER_BYTES || count == 0 || count > HEADERS_MAX {
         return Err(format!("whose ELF header announces {count} program headers of {size} bytes"));
     }
     let mut loaded_bytes = 0_u64;
     for index in 0..u64::from(count) {
-        let mut entry = [0; PROGRAM_HEADER_BYTES as usize];
-        let at = table.checked_add(index * PROGRAM_HEADER_BYTES).ok_or("whose program headers lie nowhere")?;
+        let mut entry = [0; PROGRAM_HEADER_BYTES];
+        let at = table.checked_add(index * PROGRAM_HEADER_BYTES as u64).ok_or("whose program headers lie nowhere")?;
         file.read_exact_at(&mut entry, at).map_err(|_| format!("which is cut short: it has only {len} bytes"))?;
         if u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) != LOAD {
             continue;

@@ -75,7 +75,6 @@ struct Defaults {
 
 impl Sandbox {
     /// A sandbox to be set up and started.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::new()
     }

@@ -31,11 +31,20 @@ impl Builder {
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
         let Self { settings, image, kernel, workspace, env, user, console, place, watch } = self;
-        let place = place.find(kernel.is_some(), &settings, host_mib, &watch).await?;
-        recorder.note("place_found");
-        let request = Request { cpus: settings.cpus, disk_mib: settings.disk_mib, image, kernel, workspace, watch };
+        let own_kernel = kernel.is_some();
+        let request = Request {
+            cpus: settings.cpus,
+            disk_mib: settings.disk_mib,
+            image,
+            kernel,
+            workspace,
+            watch: Arc::clone(&watch),
+        };
         let ready = blocking(move || request.prepare()).await?;
         recorder.note("prepared");
+        // Last, because it may start a whole emulated host: nothing that can be refused comes after it.
+        let place = place.find(own_kernel, &settings, host_mib, &watch).await?;
+        recorder.note("place_found");
         let launch = Launch {
             overlay: overlay(&settings, host_mib, place.is_emulated(), &ready.run_dir)?,
             limits: limits(&settings, place.is_emulated()),

@@ -100,8 +100,7 @@ fn tell(changes: &ChangeSet, dir: &Path) -> io::Result<()> {
 /// Asks until there is an answer; `None` applies nothing.
 fn ask(changes: &ChangeSet, dir: &Path) -> io::Result<Option<ApplyOptions>> {
     show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes)))?;
-    loop {
-        let Some(answer) = question(PROMPT)? else { break };
+    while let Some(answer) = question(PROMPT)? {
         match Choice::parse(&answer) {
             Choice::All => return Ok(Some(ApplyOptions::default())),
             Choice::Nothing => break,

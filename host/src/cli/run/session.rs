@@ -24,7 +24,9 @@ use crate::cli::fail::say;
 /// Console lines that may wait for a slow terminal; more are dropped.
 const CONSOLE_LINES: usize = 4096;
 /// What a shell reports for a command that wrote into a closed pipe.
-const PIPE_CLOSED: u8 = 128 + 13;
+const PIPE_CLOSED: u8 = 128 + SIGPIPE;
+const SIGPIPE: u8 = 13;
+const SIGKILL: u8 = 9;
 /// How long a command may go on after its output's reader left.
 const AFTER_READER_LEFT: Duration = Duration::from_secs(2);
 
@@ -195,7 +197,7 @@ async fn passed_through(mut running: Running) -> Result<(ExitStatus, bool), Erro
             Copied::ReaderLeft => {}
             Copied::Failed(kind) => say(&format!("writing standard output: {kind}; the command is ended")),
         }
-        controls.signal(libc::SIGPIPE as u8);
+        controls.signal(SIGPIPE);
         true
     };
     let complaining = async {
@@ -230,7 +232,7 @@ async fn finish(
             () = &mut complaining, if !complained => complained = true,
             ended = &mut waiting, if status.is_none() => status = Some(ended?),
             () = &mut late, if printed == Some(true) && status.is_none() => {
-                controls.signal(libc::SIGKILL as u8);
+                controls.signal(SIGKILL);
                 late.set(tokio::time::sleep(AFTER_READER_LEFT));
             }
         }
