@@ -22,16 +22,25 @@ static LEFT_BEHIND: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 pub(crate) fn prepare(root: &Path, memory_max_bytes: u64, pids_max: u64) -> io::Result<()> {
     let base = root.join("midge");
     fs::create_dir_all(&base)?;
-    for controller in ["pids", "memory", "cpu"] {
-        // A kernel without the controller still has groups to kill by.
-        let _ = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"));
-        let _ = fs::write(base.join("cgroup.subtree_control"), format!("+{controller}"));
-    }
+    // Memory is bounded for all commands together: a share of its own would make every command's start dearer.
+    enable(root, &["pids", "memory"]);
+    enable(&base, &["pids"]);
     let _ = fs::write(base.join("pids.max"), pids_max.to_string());
     let _ = fs::write(base.join("memory.max"), memory_max_bytes.to_string());
     // One command that takes all it can still leaves others some.
     let _ = BASE.set((base, pids_max / 4 * 3));
     Ok(())
+}
+
+/// Enables controllers for the groups in `dir`. A kernel without one of them still has groups to kill by.
+fn enable(dir: &Path, controllers: &[&str]) {
+    let control = dir.join("cgroup.subtree_control");
+    let words: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
+    if fs::write(&control, words.join(" ")).is_err() {
+        for word in words {
+            let _ = fs::write(&control, word);
+        }
+    }
 }
 
 /// The processes of one command.
