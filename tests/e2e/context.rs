@@ -23,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) bin: PathBuf,
     /// `XDG_RUNTIME_DIR` of every call: what is left in it was left by Midge.
     pub(crate) runtime: tempfile::TempDir,
+    /// `TMPDIR` of every call.
+    pub(crate) temporary: tempfile::TempDir,
 }
 
 impl Context {
@@ -34,7 +36,11 @@ impl Context {
     /// A call of another program in the same surroundings.
     pub(crate) fn program<S: AsRef<OsStr>>(&self, program: &Path, args: impl IntoIterator<Item = S>) -> Call {
         let mut command = Command::new(program);
-        command.args(args).env("XDG_RUNTIME_DIR", self.runtime.path()).env_remove("MIDGE_LOG");
+        command
+            .args(args)
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
+            .env("TMPDIR", self.temporary.path())
+            .env_remove("MIDGE_LOG");
         for (name, value) in self.place.environment() {
             command.env(name, value);
         }

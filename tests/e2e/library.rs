@@ -56,7 +56,7 @@ pub(crate) fn body(name: &str) {
             "dropped" => dropped().await,
             "commands" => commands().await,
             "many_fast" => many(1000).await,
-            "many_slow" => many(1000).await,
+            "many_slow" => many(250).await,
             "files" => files().await,
             other => panic!("no body {other}"),
         }

@@ -3,6 +3,7 @@
 //! many runs in a row. After each, nothing of Midge's is left on the host.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -65,15 +66,15 @@ fn runs_in_a_row_leave_nothing(context: &Context) {
     let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok());
     let runs: usize = asked.unwrap_or(context.scaled(100, 8));
     context.midge(["run", "--", "true"]).run().code(0);
-    let before = Traces::now();
+    let before = Traces::now(context.temporary.path());
     for _ in 0..runs {
         context.midge(["run", "--", "true"]).run().code(0);
     }
     context.assert_nothing_left();
-    let after = Traces::now();
+    let after = Traces::now(context.temporary.path());
     assert_eq!(before.mounts, after.mounts, "mounts after {runs} runs");
     assert_eq!(before.shared_memory, after.shared_memory, "files in /dev/shm after {runs} runs");
-    assert_eq!(before.temporary, after.temporary, "entries named midge in the temporary directory after {runs} runs");
+    assert_eq!(before.temporary, after.temporary, "entries in the temporary directory after {runs} runs");
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -84,16 +85,15 @@ struct Traces {
 }
 
 impl Traces {
-    fn now() -> Self {
+    fn now(tmp: &Path) -> Self {
         let lines = |path: &str| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
-        let names = |dir: &str| -> Vec<String> {
+        let names = |dir: &Path| -> Vec<String> {
             let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         };
-        let mut temporary = names("/tmp");
-        temporary.retain(|name| name.starts_with("midge-"));
+        let mut temporary = names(tmp);
         temporary.sort();
-        Self { mounts: lines("/proc/self/mounts"), shared_memory: names("/dev/shm").len(), temporary }
+        Self { mounts: lines("/proc/self/mounts"), shared_memory: names(Path::new("/dev/shm")).len(), temporary }
     }
 }
 

@@ -86,9 +86,8 @@ fn main() -> ExitCode {
 /// The context of a lane: its place, the binaries, a run directory of its own.
 fn context_in(place: Result<Place, String>, bin: &Result<Binaries, String>) -> Result<Arc<Context>, String> {
     let bin = bin.as_ref().map_err(String::clone)?.path().to_owned();
-    let runtime =
-        tempfile::Builder::new().prefix("e2e-").tempdir().map_err(|error| format!("no run directory: {error}"))?;
-    Ok(Arc::new(Context { place: place?, bin, runtime }))
+    let dir = || tempfile::Builder::new().prefix("e2e-").tempdir().map_err(|error| format!("no directory: {error}"));
+    Ok(Arc::new(Context { place: place?, bin, runtime: dir()?, temporary: dir()? }))
 }
 
 /// Copies of the programs under test and of this one, so that a build going on meanwhile changes nothing.

@@ -9,6 +9,7 @@
 //! This file is the near side: it starts QEMU (`qemu`) and opens conversations.
 
 mod clock;
+mod conversation;
 pub mod outpost;
 mod qemu;
 pub mod share;
@@ -30,14 +31,13 @@ use crate::cache::Cache;
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::{self, Flavour, KernelError};
 use crate::progress::Watch;
-use wire::{MAX_LINE_BYTES, Op, Output, Request};
+use conversation::{Connection, bind, converse, request};
+use wire::{MAX_LINE_BYTES, Op, Output};
 
 /// How long an emulated host may take to start: ten times what it does on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often QEMU is started anew because somebody else took the port in between.
 const PORT_TRIES: u32 = 4;
-/// Longest answer line of the outpost.
-const MAX_ANSWER_BYTES: usize = 4096;
 /// Output of a monitor that is held for a slow reader.
 const OUTPUT_BUFFER_BYTES: usize = 64 << 10;
 
@@ -294,65 +294,6 @@ impl RemoteListener {
         let again = bind(self.address, &self.request).await.map_err(io::Error::other)?;
         std::mem::replace(&mut self.next, again).whole().map_err(io::Error::other)
     }
-}
-
-/// One conversation with the outpost.
-#[derive(Debug)]
-struct Connection {
-    reader: BufReader<OwnedReadHalf>,
-    writer: OwnedWriteHalf,
-}
-
-impl Connection {
-    async fn open(address: SocketAddr, request: &[u8]) -> io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let (reader, mut writer) = stream.into_split();
-        writer.write_all(request).await?;
-        // One byte at a time is read ahead, so that what follows an answer can be handed on with the socket.
-        Ok(Self { reader: BufReader::with_capacity(1, reader), writer })
-    }
-
-    /// The next answer line.
-    async fn answer(&mut self) -> io::Result<String> {
-        let line = qemu::line(&mut self.reader, MAX_ANSWER_BYTES).await?;
-        let line = line.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the emulated host hung up"))?;
-        Ok(String::from_utf8_lossy(&line).into_owned())
-    }
-
-    /// The socket, with all that has not been answered yet still in it.
-    fn whole(self) -> Result<TcpStream, EmulatedError> {
-        let reader = self.reader.into_inner();
-        reader.reunite(self.writer).map_err(|err| io_error("joining the halves of a connection", io::Error::other(err)))
-    }
-}
-
-fn request(token: &str, op: Op) -> Vec<u8> {
-    // A request is strings and numbers: it has no way to fail.
-    let mut line = serde_json::to_vec(&Request { token: token.to_owned(), op }).unwrap_or_default();
-    line.push(b'\n');
-    line
-}
-
-/// Opens a conversation that is answered at once.
-async fn converse(address: SocketAddr, request: &[u8], doing: &str) -> Result<Connection, EmulatedError> {
-    expect(address, request, doing, "OK").await
-}
-
-/// Opens a `listen` conversation, up to the point where the port is bound.
-async fn bind(address: SocketAddr, request: &[u8]) -> Result<Connection, EmulatedError> {
-    expect(address, request, "listening for the guest", "BOUND").await
-}
-
-async fn expect(address: SocketAddr, request: &[u8], doing: &str, wanted: &str) -> Result<Connection, EmulatedError> {
-    let failed = |source| io_error(&format!("{doing} on the emulated host"), source);
-    let mut connection = Connection::open(address, request).await.map_err(failed)?;
-    let answer = connection.answer().await.map_err(failed)?;
-    if answer == wanted {
-        return Ok(connection);
-    }
-    let reason = answer.strip_prefix("ERR ").unwrap_or(&answer).to_owned();
-    Err(EmulatedError::Refused { doing: doing.to_owned(), reason })
 }
 
 /// An I/O error explains little when the machine behind it is gone: its console does.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tests of the near side against a stand-in for the outpost. Real emulated hosts are booted by the end-to-end tests.
 
+use super::conversation::MAX_ANSWER_BYTES;
 use super::*;
 use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpListener as Listener;

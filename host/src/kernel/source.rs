@@ -16,7 +16,7 @@ const PACKAGE_DIR: &str = "/usr/src";
 /// The line that we develop against; any other is taken only when it is not there.
 const PREFERRED: &str = "linux-source-6.12.tar.";
 
-/// How deep a source tree goes; more is not one.
+/// How deep a source tree goes, in levels; more is not one.
 const MAX_TREE_DEPTH: u32 = 40;
 
 /// Source that exists.

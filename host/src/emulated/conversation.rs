@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One TCP connection to the outpost: the request, its answer, and the bytes behind it. Knows no operation by name.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::wire::{Op, Request};
+use super::{EmulatedError, io_error, qemu};
+
+/// Longest answer line of the outpost.
+pub(super) const MAX_ANSWER_BYTES: usize = 4096;
+
+/// One conversation with the outpost.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) reader: BufReader<OwnedReadHalf>,
+    pub(super) writer: OwnedWriteHalf,
+}
+
+impl Connection {
+    pub(super) async fn open(address: SocketAddr, request: &[u8]) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (reader, mut writer) = stream.into_split();
+        writer.write_all(request).await?;
+        // One byte at a time is read ahead, so that what follows an answer can be handed on with the socket.
+        Ok(Self { reader: BufReader::with_capacity(1, reader), writer })
+    }
+
+    /// The next answer line.
+    pub(super) async fn answer(&mut self) -> io::Result<String> {
+        let line = qemu::line(&mut self.reader, MAX_ANSWER_BYTES).await?;
+        let line = line.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the emulated host hung up"))?;
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    /// The socket, with all that has not been answered yet still in it.
+    pub(super) fn whole(self) -> Result<TcpStream, EmulatedError> {
+        let reader = self.reader.into_inner();
+        reader.reunite(self.writer).map_err(|err| io_error("joining the halves of a connection", io::Error::other(err)))
+    }
+}
+
+pub(super) fn request(token: &str, op: Op) -> Vec<u8> {
+    // A request is strings and numbers: it has no way to fail.
+    let mut line = serde_json::to_vec(&Request { token: token.to_owned(), op }).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Opens a conversation that is answered at once.
+pub(super) async fn converse(address: SocketAddr, request: &[u8], doing: &str) -> Result<Connection, EmulatedError> {
+    expect(address, request, doing, "OK").await
+}
+
+/// Opens a `listen` conversation, up to the point where the port is bound.
+pub(super) async fn bind(address: SocketAddr, request: &[u8]) -> Result<Connection, EmulatedError> {
+    expect(address, request, "listening for the guest", "BOUND").await
+}
+
+async fn expect(address: SocketAddr, request: &[u8], doing: &str, wanted: &str) -> Result<Connection, EmulatedError> {
+    let failed = |source| io_error(&format!("{doing} on the emulated host"), source);
+    let mut connection = Connection::open(address, request).await.map_err(failed)?;
+    let answer = connection.answer().await.map_err(failed)?;
+    if answer == wanted {
+        return Ok(connection);
+    }
+    let reason = answer.strip_prefix("ERR ").unwrap_or(&answer).to_owned();
+    Err(EmulatedError::Refused { doing: doing.to_owned(), reason })
+}
