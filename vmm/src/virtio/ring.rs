@@ -14,7 +14,7 @@ use super::fault::GuestFault;
 use super::spec::ring as spec;
 use crate::memory::GuestRam;
 
-/// Where a driver says its queue is: a claim until [`Ring::new`] accepts it.
+/// Where a driver says its queue is: a claim until `Ring::new` accepts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Geometry {
     /// Number of descriptors.

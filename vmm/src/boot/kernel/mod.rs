@@ -4,7 +4,7 @@
 //! The file is the user's, but it is parsed like any hostile input: every number in it is a
 //! claim, checked against the file's length and the guest's RAM before it becomes a
 //! [`KernelImage`]. Holding one proves that its segments are ascending, disjoint, inside the file
-//! and inside [`HIGH_RAM`](super::layout::HIGH_RAM), and that the entry lies in one of them.
+//! and inside [`HIGH_RAM`], and that the entry lies in one of them.
 //! Only headers are read here; contents are copied when the plan is loaded.
 
 mod bzimage;
