@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod run;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -113,11 +114,23 @@ fn is_run(args: impl Iterator<Item = std::ffi::OsString>) -> bool {
     first.is_some_and(|word| word == "run") || words.next().is_some_and(|word| word == "run")
 }
 
+/// Levels by name; anything else has to be a filter with a `=` in it.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 fn start_log(level: &str) -> Result<(), String> {
-    let filter = EnvFilter::builder()
-        .parse(level)
-        .map_err(|error| format!("--log-level {level:?}: {error}; accepted: off, error, warn, info, debug, trace\n"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let refused = |why: &str| {
+        format!(
+            "--log-level (MIDGE_LOG) is {level:?}: {why}accepted: {}, or a filter like midge=debug\n",
+            LEVELS.join(", ")
+        )
+    };
+    let is_level = LEVELS.iter().any(|name| name.eq_ignore_ascii_case(level));
+    if !is_level && !level.contains('=') {
+        return Err(refused(""));
+    }
+    let filter = EnvFilter::builder().parse(level).map_err(|error| refused(&format!("{error}; ")))?;
+    let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
     Ok(())
 }
 
@@ -135,6 +148,14 @@ mod tests {
         let is_run = |line: &str| is_run(line.split_whitespace().map(Into::into));
         assert!(is_run("run --bad") && is_run("--log-level debug run") && is_run("--log-level=debug run x"));
         assert!(!is_run("doctor --bad") && !is_run("") && !is_run("--bad"));
+    }
+
+    #[test]
+    fn log_levels_that_are_none_are_refused_with_a_list() {
+        for level in ["", "loud", "debgu", "midge=loud"] {
+            let error = start_log(level).unwrap_err();
+            assert!(error.contains("off, error, warn"), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use midge_protocol::READY_PORT;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, copy};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::fake::LIMITS;
@@ -57,11 +57,30 @@ async fn stand_in_for_the_monitor(listener: UnixListener, agent: PathBuf) {
         let agent = agent.clone();
         tokio::spawn(async move {
             while host.read_u8().await.unwrap() != b'\n' {}
-            let mut guest = UnixStream::connect(agent).await.unwrap();
+            let guest = UnixStream::connect(agent).await.unwrap();
             host.write_all(b"OK 1\n").await.unwrap();
-            // Either side may hang up at any time: that is what the tests are about.
-            let _ = copy_bidirectional(&mut host, &mut guest).await;
+            relay(host, guest).await;
         });
+    }
+}
+
+/// Passes bytes and half-closes on; ends when either side is gone in both directions.
+async fn relay(mut host: UnixStream, mut guest: UnixStream) {
+    let (mut from_host, mut to_host) = host.split();
+    let (mut from_guest, mut to_guest) = guest.split();
+    let inward = async {
+        // Either side may hang up at any time: that is what some tests are about.
+        let _ = copy(&mut from_host, &mut to_guest).await;
+        let host_is_gone =
+            from_host.as_ref().ready(Interest::WRITABLE).await.is_ok_and(|ready| ready.is_write_closed());
+        if !host_is_gone {
+            let _ = to_guest.shutdown().await;
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = inward => {}
+        _ = copy(&mut from_guest, &mut to_host) => {}
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One run from the first check to the last word, without regard to signals: whoever drops it ends it.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Session<'_> {
         }
         let timeline = timed.timeline();
         if self.args.timeline {
-            eprint!("{timeline}");
+            print(&timeline.to_string());
         }
         report.timeline(timeline);
         let code = finished?;
@@ -161,10 +161,15 @@ fn print_console() -> (mpsc::Sender<String>, tokio::task::JoinHandle<()>) {
     let (sender, mut lines) = mpsc::channel::<String>(CONSOLE_LINES);
     let printer = tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
-            eprintln!("{}", printable(&line));
+            print(&format!("{}\n", printable(&line)));
         }
     });
     (sender, printer)
+}
+
+/// Prints to standard error, whose reader may have left.
+fn print(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Tells the command's terminal whenever ours changes its size.
