@@ -19,7 +19,7 @@ pub(crate) enum Place {
         kernel: Option<PathBuf>,
     },
     /// The emulated host that belongs to this test run.
-    Emulated(Shared),
+    Emulated(Box<Shared>),
 }
 
 /// The emulated host: where calls of `midge` find it. Dropping it ends it.
@@ -63,6 +63,6 @@ impl Place {
         let host = runtime.block_on(EmulatedHost::start(&options, &Silent)).map_err(|error| text(&error))?;
         println!("emulated host started in {} ms", host.boot_ms());
         host.share(&address).map_err(|error| text(&error))?;
-        Ok(Self::Emulated(Shared { address, _dir: dir, _host: host, _runtime: runtime }))
+        Ok(Self::Emulated(Box::new(Shared { address, _dir: dir, _host: host, _runtime: runtime })))
     }
 }
