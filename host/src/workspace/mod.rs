@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The user's directory: packed for the guest, and what changed there brought back.
 //!
-//! Flow: [`pack`] reads the directory into an EROFS image and a [`Manifest`] → the guest works on an overlay over the image →
+//! Flow: [`pack()`] reads the directory into an EROFS image and a [`Manifest`] → the guest works on an overlay over the image →
 //! its agent reports the overlay's upper layer, which [`Spool`] takes in as hostile input → [`Spool::finish`] compares it with
 //! the manifest: a [`ChangeSet`] → it is listed, shown as a diff, and perhaps [applied](ChangeSet::apply).
 //!
 //! The user's directory is only read, except by apply. Decisions, each where it is taken:
-//! - Owners become uid and gid 1000 in the guest; set-user-ID and set-group-ID bits are dropped both ways ([`pack`], [`apply`]).
-//! - Symbolic links stay links. Special files are left out. Other file systems mounted below are left out ([`pack`]).
-//! - Hard links become files of their own that share data in the image ([`pack`]).
+//! - Owners become uid and gid 1000 in the guest; set-user-ID and set-group-ID bits are dropped both ways ([`pack()`], [`apply`]).
+//! - Symbolic links stay links. Special files are left out. Other file systems mounted below are left out ([`pack()`]).
+//! - Hard links become files of their own that share data in the image ([`pack()`]).
 //! - Modification times are neither compared nor brought back: an applied file is new on the host ([`apply`]).
 //! - What would run code on the host by itself (a repository's configuration and hooks) and links out of the tree are not
 //!   applied unless asked for by name ([`guard`]).
