@@ -102,6 +102,7 @@ impl Monitor {
         assert!(status.unwrap().success());
     }
 
+    /// Its threads, but for the one that KVM keeps in the process.
     pub(crate) fn threads(&self) -> Vec<Thread> {
         let dir = format!("/proc/{}/task", self.child.id());
         fs::read_dir(dir)
@@ -111,6 +112,7 @@ impl Monitor {
                 let name = fs::read_to_string(path.join("comm")).unwrap().trim().to_owned();
                 Thread { name, status: fs::read_to_string(path.join("status")).unwrap() }
             })
+            .filter(|thread| !thread.name.starts_with("kvm"))
             .collect()
     }
 
