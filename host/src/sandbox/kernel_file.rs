@@ -50,7 +50,7 @@ fn examine(path: &Path, mem_mib: u64) -> Result<(), String> {
     least(SETUP_MAGIC_AT + 4)?;
     file.read_exact_at(&mut magic, SETUP_MAGIC_AT).map_err(unreadable)?;
     if magic != *b"HdrS" {
-        return Err("which is neither".to_owned());
+        return Err("which is neither an ELF file nor a bzImage".to_owned());
     }
     fits(meta.len(), mem_mib)
 }
