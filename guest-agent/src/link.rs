@@ -2,7 +2,7 @@
 //! Conversations: streams with the host, and messages on them. Over vsock in a guest, over Unix sockets in tests.
 //! Knows nothing of what the messages mean.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +13,34 @@ use midge_protocol::{
 
 use crate::sys::vsock;
 
-/// Bytes taken from a stream at once.
-pub(crate) const READ_BYTES: usize = 64 * 1024;
+/// Most bytes taken from a stream at once.
+const READ_MAX_BYTES: usize = 64 * 1024;
+/// Bytes taken from a stream at once until it brings more.
+const READ_MIN_BYTES: usize = 4 * 1024;
+/// Messages that are sent together, in bytes.
+const QUEUE_BYTES: usize = 64 * 1024;
+
+/// Memory to read into: a page for a stream that says little, more for one that fills it.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBuffer {
+    bytes: Vec<u8>,
+    was_full: bool,
+}
+
+impl ReadBuffer {
+    /// Reads once, at most `limit` bytes.
+    pub(crate) fn read(&mut self, mut source: impl io::Read, limit: usize) -> io::Result<&[u8]> {
+        if self.bytes.is_empty() {
+            self.bytes.resize(READ_MIN_BYTES, 0);
+        } else if self.was_full && self.bytes.len() < READ_MAX_BYTES {
+            self.bytes.resize(READ_MAX_BYTES, 0);
+        }
+        let room = limit.min(self.bytes.len());
+        let len = source.read(&mut self.bytes[..room])?;
+        self.was_full = len == self.bytes.len();
+        Ok(&self.bytes[..len])
+    }
+}
 
 /// Where the host is.
 #[derive(Debug, Clone)]
@@ -94,7 +120,7 @@ pub(crate) struct Conversation {
     stream: UnixStream,
     decoder: Decoder<ToAgent>,
     /// What a read brought; `taken..filled` is not decoded yet.
-    buffer: Vec<u8>,
+    buffer: ReadBuffer,
     taken: usize,
     filled: usize,
     out: Vec<u8>,
@@ -104,25 +130,24 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        let (decoder, buffer, out) = (Decoder::new(), Vec::new(), Vec::new());
+        let (decoder, buffer, out) = (Decoder::new(), ReadBuffer::default(), Vec::new());
         Self { stream, decoder, buffer, taken: 0, filled: 0, out, awaits_content: false }
     }
 
     /// The next message; `None` when the host has closed its half between two messages.
     pub(crate) fn receive(&mut self) -> Result<Option<ToAgent>, LinkError> {
         loop {
-            let mut rest = &self.buffer[self.taken..self.filled];
+            let mut rest = &self.buffer.bytes[self.taken..self.filled];
             let message = self.decoder.decode(&mut rest)?;
             self.taken = self.filled - rest.len();
             if message.is_some() {
                 return Ok(message);
             }
-            self.buffer.resize(READ_BYTES, 0);
             self.taken = 0;
-            self.filled = match self.stream.read(&mut self.buffer) {
-                Ok(0) if self.decoder.is_at_boundary() => return Ok(None),
-                Ok(0) => return Err(LinkError::Unfinished),
-                Ok(len) => len,
+            self.filled = match self.buffer.read(&self.stream, READ_MAX_BYTES) {
+                Ok([]) if self.decoder.is_at_boundary() => return Ok(None),
+                Ok([]) => return Err(LinkError::Unfinished),
+                Ok(received) => received.len(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => return Err(error.into()),
             };
@@ -138,7 +163,7 @@ impl Conversation {
     /// Sends one message, perhaps only with the next ones.
     pub(crate) fn queue(&mut self, message: &ToHost) -> Result<(), LinkError> {
         encode(message, &mut self.out)?;
-        if self.out.len() >= READ_BYTES { self.flush() } else { Ok(()) }
+        if self.out.len() >= QUEUE_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), LinkError> {
@@ -155,7 +180,7 @@ impl Conversation {
 
     /// The stream with everything that was received on it and not taken.
     pub(crate) fn into_parts(self) -> (UnixStream, Decoder<ToAgent>, Vec<u8>) {
-        let mut received = self.buffer;
+        let mut received = self.buffer.bytes;
         received.truncate(self.filled);
         received.drain(..self.taken);
         (self.stream, self.decoder, received)
@@ -260,5 +285,16 @@ mod tests {
         let failure = failure(&conversation.receive().unwrap_err());
         assert_eq!(failure.code, ErrorCode::Protocol);
         assert!(failure.text.contains("0x1234"), "{}", failure.text);
+    }
+
+    #[test]
+    fn a_stream_that_says_little_takes_little_memory() {
+        let mut buffer = ReadBuffer::default();
+        assert_eq!(buffer.read(&b"abc"[..], 2).unwrap(), b"ab");
+        assert_eq!(buffer.bytes.len(), READ_MIN_BYTES);
+        let long = vec![7; READ_MAX_BYTES * 2];
+        assert_eq!(buffer.read(&long[..], usize::MAX).unwrap().len(), READ_MIN_BYTES);
+        assert_eq!(buffer.read(&long[..], usize::MAX).unwrap().len(), READ_MAX_BYTES);
+        assert_eq!(buffer.read(&long[..], usize::MAX).unwrap().len(), READ_MAX_BYTES);
     }
 }

@@ -95,7 +95,8 @@ direction! {
         GetStats = 0x0003,
         /// Kill every process but the agent and write all file systems out; answered by `Done`; control conversation.
         Quiesce = 0x0004,
-        /// Write all file systems out, answer `Done`, reset the machine; control conversation.
+        /// Write all file systems out, answer `Done`, reset the machine; control conversation. The reset may overtake the
+        /// answer.
         Shutdown = 0x0005,
         /// Run a command; first message.
         Exec(Exec) = 0x0010,

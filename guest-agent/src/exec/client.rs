@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host's end of a command's conversation: frames in, frames out, never waiting.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
@@ -10,7 +10,7 @@ use rustix::net::{SendFlags, send};
 use midge_protocol::{Decoder, ErrorCode, Failure, ToAgent, ToHost, encode, encode_output};
 
 use super::output::Output;
-use crate::link::{Conversation, failure};
+use crate::link::{Conversation, ReadBuffer, failure};
 use crate::sys::fd::Watch;
 
 /// Frames that are prepared before the stream takes them, in bytes; one frame may exceed it.
@@ -102,17 +102,17 @@ impl Client {
     }
 
     /// Reads once, and what it brought as messages.
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Received {
+    pub(crate) fn receive(&mut self, buffer: &mut ReadBuffer) -> Received {
         let early = std::mem::take(&mut self.early);
         if !early.is_empty() {
             return self.decode(&early);
         }
-        match self.stream.read(buffer) {
-            Ok(0) => {
+        match buffer.read(&self.stream, usize::MAX) {
+            Ok([]) => {
                 self.input_open = false;
                 if self.is_gone() { Received::Broken(None) } else { Received::End }
             }
-            Ok(len) => self.decode(&buffer[..len]),
+            Ok(bytes) => self.decode(bytes),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 Received::Messages(Vec::new())
             }

@@ -2,13 +2,14 @@
 //! A command's output: from the program's pipe or terminal into its replay buffer, as far as that has room.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use midge_protocol::OutputStream;
 
 use super::replay::Replay;
 use super::sink;
+use crate::link::ReadBuffer;
 use crate::sys::fd::Watch;
 
 /// After the command's end its output goes on as long as something comes within this time: what it started in the
@@ -53,14 +54,13 @@ impl Output {
     }
 
     /// Reads once; `is_late` after the command's end.
-    pub(crate) fn read(&mut self, buffer: &mut [u8], is_late: bool) {
+    pub(crate) fn read(&mut self, buffer: &mut ReadBuffer, is_late: bool) {
         let Some(source) = &mut self.source else { return };
-        let room = self.replay.room().min(buffer.len());
-        match source.read(&mut buffer[..room]) {
-            Ok(len) if len > 0 => {
-                self.replay.push(&buffer[..len]);
+        match buffer.read(source, self.replay.room()) {
+            Ok(bytes) if !bytes.is_empty() => {
+                self.replay.push(bytes);
                 self.active_at = Instant::now();
-                self.late_bytes += if is_late { len } else { 0 };
+                self.late_bytes += if is_late { bytes.len() } else { 0 };
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             // The end of a pipe; a terminal whose programs are gone answers EIO.

@@ -17,7 +17,7 @@ use super::output::Output;
 use super::reaper::Child;
 use super::{Offer, Shared};
 use crate::cgroup::Tree;
-use crate::link::{READ_BYTES, failure};
+use crate::link::{ReadBuffer, failure};
 use crate::sys::fd::{Watch, wait};
 use crate::sys::tty;
 
@@ -38,7 +38,7 @@ pub(crate) struct Session {
     deadline: Option<Instant>,
     timed_out: bool,
     exited: Option<(Instant, Exited)>,
-    buffer: Vec<u8>,
+    buffer: ReadBuffer,
 }
 
 impl Session {
@@ -61,7 +61,7 @@ impl Session {
                 Output::new(OutputStream::Stderr, ends.stderr, keep),
             ],
             has_replay: replay_bytes > 0,
-            buffer: vec![0; READ_BYTES],
+            buffer: ReadBuffer::default(),
             timed_out: false,
             exited: None,
             client: Some(client),

@@ -4,11 +4,13 @@
 #![expect(unsafe_code, reason = "addresses of AF_VSOCK have no safe wrapper")]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+
+use super::check;
 
 /// The host, for every guest.
 const HOST_CID: u32 = 2;
@@ -62,8 +64,57 @@ pub(crate) fn connect(port: u32) -> io::Result<UnixStream> {
 }
 
 impl Listener {
-    /// The next connection.
+    /// The next connection from the host. The guest's own programs can reach this port too where the kernel loops
+    /// vsock back, and must not get to command the agent.
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {
-        Ok(UnixStream::from(accept_with(&self.0, SocketFlags::CLOEXEC)?))
+        loop {
+            let (stream, cid) = self.accept_any()?;
+            if cid == HOST_CID {
+                return Ok(UnixStream::from(stream));
+            }
+        }
+    }
+
+    /// The next connection and the context it comes from.
+    fn accept_any(&self) -> io::Result<(OwnedFd, u32)> {
+        let Address(mut peer) = Address::new(libc::VMADDR_CID_ANY, 0);
+        let mut len = ADDRESS_BYTES;
+        let (listener, flags) = (self.0.as_raw_fd(), libc::SOCK_CLOEXEC);
+        // SAFETY: the kernel writes at most `len` bytes, the size of the address.
+        let fd = check(unsafe { libc::accept4(listener, (&raw mut peer).cast(), &raw mut len, flags) })?;
+        // SAFETY: the descriptor is new and belongs to nobody else.
+        Ok((unsafe { OwnedFd::from_raw_fd(fd) }, peer.svm_cid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::time::Duration;
+
+    /// This machine's own context, where its kernel loops vsock back.
+    const LOCAL_CID: u32 = 1;
+
+    #[test]
+    fn a_program_of_the_guest_cannot_command_the_agent() {
+        let port = 0x4000_0000 | std::process::id();
+        let connected = listen_on(port).and_then(|listener| {
+            let socket = socket()?;
+            rustix::net::connect(&socket, &Address::new(LOCAL_CID, port))?;
+            Ok((listener, UnixStream::from(socket)))
+        });
+        let (listener, mut stream) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return eprintln!("skipped: this kernel does not loop vsock back: {error}"),
+        };
+        std::thread::spawn(move || listener.accept());
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let answer = stream.read(&mut [0]);
+        // Closed: neither served nor left open.
+        assert!(
+            answer.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |len| *len == 0),
+            "{answer:?}"
+        );
     }
 }

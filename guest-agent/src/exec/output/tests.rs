@@ -15,7 +15,7 @@ fn output() -> (Output, PipeWriter) {
 }
 
 fn read(output: &mut Output, is_late: bool) {
-    output.read(&mut [0; 4096], is_late);
+    output.read(&mut ReadBuffer::default(), is_late);
 }
 
 #[test]
