@@ -36,6 +36,8 @@ pub(super) fn program() -> Option<PathBuf> {
 /// - `tsc=reliable`: no watchdog that would call the clock unstable whenever the emulator was not scheduled.
 /// - `tsc_early_khz`: its frequency is told, not measured (see `clock`).
 /// - `no_timer_check`: an emulator that was not scheduled for 10 ms is no broken timer.
+/// - `nolapic_timer`: calibrating that timer takes 0.2 s and mostly fails, and then the PIT ticks all the same. (Several
+///   processors need it: one timer would have to wake all of them.)
 /// - `reboot=t` with `-no-reboot`: a restart ends QEMU.
 pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, tsc_khz: u64) -> Vec<OsString> {
     let threads = if opts.cpus > 1 { "multi" } else { "single" };
@@ -48,7 +50,8 @@ pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, ts
     add("-m", opts.mem_mib.to_string().into());
     add("-kernel", opts.kernel.clone().into());
     add("-initrd", opts.initramfs.clone().into());
-    let clock = format!("tsc=reliable tsc_early_khz={tsc_khz} no_timer_check");
+    let timer = if opts.cpus > 1 { "no_timer_check" } else { "no_timer_check nolapic_timer" };
+    let clock = format!("tsc=reliable tsc_early_khz={tsc_khz} {timer}");
     let mut append = OsString::from(format!("console=ttyS0 loglevel=5 panic=-1 reboot=t {clock} {TOKEN_WORD}"));
     append.push(token_file);
     add("-append", append);
@@ -223,7 +226,7 @@ mod tests {
         let text = text(1);
         assert!(text.contains("hostfwd=tcp:127.0.0.1:41234-:7000"), "{text}");
         assert!(text.contains("restrict=on") && text.contains("readonly=on"), "{text}");
-        assert!(text.contains("tsc_early_khz=2600000 no_timer_check midge.token=/run/t/token"), "{text}");
+        assert!(text.contains("tsc_early_khz=2600000 no_timer_check nolapic_timer midge.token=/run/t/token"), "{text}");
         assert!(text.contains("-no-reboot") && text.contains("-m 2048 "), "{text}");
     }
 
@@ -231,6 +234,7 @@ mod tests {
     fn several_processors_get_a_thread_each() {
         assert!(text(1).contains("thread=single") && text(1).contains("-smp 1 "));
         assert!(text(2).contains("thread=multi") && text(2).contains("-smp 2 "));
+        assert!(text(1).contains("nolapic_timer") && !text(2).contains("nolapic_timer"));
     }
 
     fn script(body: &str) -> Result<Qemu, EmulatedError> {
