@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 use super::{Exec, ExecId, Outcome, Output, attach};
 use crate::error::Error;
@@ -101,14 +101,19 @@ async fn lost_client_finds_its_output_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn command_that_is_given_up_is_killed() {
     let agent = Agent::start().await;
-    let mark = agent.dir.path().join("mark");
-    let script = format!("echo $$; sleep 1; touch {}", mark.display());
-    let mut running = sh(&script).start(&agent.link).await.unwrap();
-    let mut byte = [0; 1];
-    running.stdout.as_mut().unwrap().read_exact(&mut byte).await.unwrap();
+    let mut running = sh("echo $$; exec sleep 600").start(&agent.link).await.unwrap();
+    let mut line = String::new();
+    tokio::io::BufReader::new(running.stdout.as_mut().unwrap()).read_line(&mut line).await.unwrap();
+    let process = format!("/proc/{}", line.trim());
+    assert!(std::path::Path::new(&process).exists(), "{process}");
     drop(running);
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(!mark.exists(), "it went on after its client had gone");
+    // Far less than it would sleep, far more than a busy machine needs.
+    let gone = async {
+        while std::path::Path::new(&process).exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it went on after its client had gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

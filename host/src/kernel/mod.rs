@@ -124,7 +124,7 @@ pub enum KernelError {
         packages: Vec<String>,
     },
     /// Kconfig did not take every option.
-    #[error("configuring the {flavour} kernel: {} of the requested options did not take: {}; this source may be too old or too new, Linux 6.12 is known to work",
+    #[error("configuring the {flavour} kernel: {} of the requested options did not take: {}; this source is too old or too new, Linux 6.12 is known to work",
         unset.len(), unset.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     Unset {
         /// Which kernel.

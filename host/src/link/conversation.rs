@@ -155,3 +155,60 @@ pub(super) async fn lost(health: &Health, during: &'static str, source: io::Erro
         None => Error::Lost { during, source },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use midge_protocol::{HEADER_BYTES, MAX_PAYLOAD_TO_AGENT_BYTES};
+    use std::future::pending;
+    use tokio::net::UnixStream;
+
+    fn pair() -> (Conversation, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Conversation::new(ours.into(), Health::watching(pending()), "testing"), theirs)
+    }
+
+    #[tokio::test]
+    async fn messages_survive_any_cut_and_any_cancellation() {
+        let (mut conversation, mut peer) = pair();
+        let mut bytes = Vec::new();
+        for number in 0..3 {
+            encode(&ToHost::Pong(number), &mut bytes).unwrap();
+        }
+        let mut seen = Vec::new();
+        for byte in bytes {
+            peer.write_all(&[byte]).await.unwrap();
+            // Cancelled after each byte unless that byte completes a message.
+            let next = conversation.receiver.next();
+            if let Ok(message) = tokio::time::timeout(std::time::Duration::from_millis(2), next).await {
+                seen.push(message.unwrap());
+            }
+        }
+        assert_eq!(seen, [ToHost::Pong(0), ToHost::Pong(1), ToHost::Pong(2)]);
+    }
+
+    #[tokio::test]
+    async fn message_that_is_too_long_leaves_the_stream_in_order() {
+        let (mut conversation, mut peer) = pair();
+        let error = conversation.sender.send(&ToAgent::Data(vec![0; MAX_PAYLOAD_TO_AGENT_BYTES])).await.unwrap_err();
+        assert!(matches!(error, Error::TooLong(_)), "{error}");
+        conversation.sender.send(&ToAgent::End).await.unwrap();
+        let mut frame = [0; HEADER_BYTES];
+        peer.read_exact(&mut frame).await.unwrap();
+        let mut expected = Vec::new();
+        encode(&ToAgent::End, &mut expected).unwrap();
+        assert_eq!(frame[..], expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_that_ends_inside_a_message_is_lost() {
+        let (mut conversation, mut peer) = pair();
+        peer.write_all(&[1, 0, 0]).await.unwrap();
+        drop(peer);
+        let error = conversation.receiver.next().await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Lost { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof),
+            "{error}"
+        );
+    }
+}

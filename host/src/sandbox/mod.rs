@@ -200,3 +200,6 @@ impl Sandbox {
         self.monitor.end().unwrap_or_else(|| Arc::new(End::lost("it did not stop")))
     }
 }
+
+#[cfg(test)]
+mod tests;

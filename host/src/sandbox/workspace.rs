@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::Sandbox;
 use crate::error::{Error, Fault};
+use crate::link::Link;
+use crate::workspace::spool::SpoolError;
 use crate::workspace::{ChangeSet, GuestEntry, GuestKind, Manifest, Spool, SpoolLimits};
 
 const COLLECTING: &str = "collecting the changes to the workspace";
@@ -49,23 +51,29 @@ impl<'a> Workspace<'a> {
     /// # Errors
     /// [`Error::Prepare`] when the report is not acceptable or cannot be stored, or the reason why the guest is gone.
     pub async fn collect(&self) -> Result<ChangeSet, Error> {
-        let refused = |error: crate::workspace::spool::SpoolError| {
-            let fault = if error.is_guest_fault() { Fault::Guest } else { Fault::Host };
-            Error::prepare("changes to the workspace", fault, error)
-        };
         let dir = self.sandbox.fresh_bulk_path("changes")?;
-        let mut spool = Spool::create(&dir, SpoolLimits::default()).map_err(refused)?;
-        let request = ToAgent::Changes(Changes { layer: Layer::Workspace });
-        let mut conversation = self.sandbox.link.open(&request, COLLECTING).await?;
-        loop {
-            match conversation.receiver.next().await? {
-                ToHost::Change(change) => spool.entry(&entry(change)).map_err(refused)?,
-                ToHost::Data(data) => spool.data(&data).map_err(refused)?,
-                ToHost::End => return spool.finish(&self.origin.manifest).map_err(refused),
-                other => return Err(conversation.receiver.unexpected(other, "Change, Data or End")),
-            }
+        collect(&self.sandbox.link, &dir, SpoolLimits::default(), &self.origin.manifest).await
+    }
+}
+
+/// Asks for the report and takes it in, into the new directory `dir`.
+async fn collect(link: &Link, dir: &Path, limits: SpoolLimits, manifest: &Manifest) -> Result<ChangeSet, Error> {
+    let mut spool = Spool::create(dir, limits).map_err(refused)?;
+    let request = ToAgent::Changes(Changes { layer: Layer::Workspace });
+    let mut conversation = link.open(&request, COLLECTING).await?;
+    loop {
+        match conversation.receiver.next().await? {
+            ToHost::Change(change) => spool.entry(&entry(change)).map_err(refused)?,
+            ToHost::Data(data) => spool.data(&data).map_err(refused)?,
+            ToHost::End => return spool.finish(manifest).map_err(refused),
+            other => return Err(conversation.receiver.unexpected(other, "Change, Data or End")),
         }
     }
+}
+
+fn refused(error: SpoolError) -> Error {
+    let fault = if error.is_guest_fault() { Fault::Guest } else { Fault::Host };
+    Error::prepare("changes to the workspace", fault, error)
 }
 
 fn entry(change: midge_protocol::Change) -> GuestEntry {
@@ -79,4 +87,75 @@ fn entry(change: midge_protocol::Change) -> GuestEntry {
     };
     let target = change.target.map(|target| target.as_os_str().as_bytes().to_vec()).unwrap_or_default();
     GuestEntry { path: change.path.as_os_str().as_bytes().to_vec(), kind, mode: change.mode, size: change.size, target }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::fake::Guest;
+    use crate::workspace::{PackLimits, pack};
+    use midge_protocol::{Change, ErrorCode, Failure};
+
+    fn change(path: &str, kind: ChangeKind, size: u64) -> ToHost {
+        let path = path.into();
+        ToHost::Change(Change { path, kind, mode: 0o644, uid: 0, gid: 0, mtime_ns: 0, size, target: None })
+    }
+
+    /// Packs a directory with one file, and takes in what a fake agent says of it.
+    async fn reported(report: &[ToHost]) -> Result<ChangeSet, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let project = dir.path().join("project");
+        std::fs::create_dir(&project).unwrap();
+        std::fs::write(project.join("kept"), "old\n").unwrap();
+        let manifest = pack(&project, &dir.path().join("image"), &PackLimits::default(), &mut |_, _| ()).unwrap();
+        let (guest, _control, link) = Guest::linked().await;
+        let agent = async {
+            let mut peer = guest.accept().await;
+            assert!(matches!(peer.next().await, Some(ToAgent::Changes(Changes { layer: Layer::Workspace }))));
+            for message in report {
+                peer.say(message).await;
+            }
+            peer
+        };
+        let limits = SpoolLimits { entries: 3, bytes: 100 };
+        let spool = dir.path().join("spool");
+        let (result, _peer) = tokio::join!(collect(&link, &spool, limits, &manifest), agent);
+        assert_eq!(std::fs::read_to_string(project.join("kept")).unwrap(), "old\n", "collecting applies nothing");
+        result
+    }
+
+    #[tokio::test]
+    async fn what_changed_is_told_with_its_content() {
+        let report = [change("kept", ChangeKind::File, 4), ToHost::Data(b"ne".to_vec()), ToHost::Data(b"w\n".to_vec())];
+        let gone = [change("absent", ChangeKind::Whiteout, 0), ToHost::End];
+        let changes = reported(&[&report[..], &gone[..]].concat()).await.unwrap();
+        let paths: Vec<String> = changes.changes().iter().map(|change| change.path.to_string()).collect();
+        assert_eq!(paths, ["kept"], "what was never there is no change");
+    }
+
+    #[tokio::test]
+    async fn reports_that_lie_are_the_guests_fault() {
+        let file = |size| change("kept", ChangeKind::File, size);
+        let liars: [&[ToHost]; 6] = [
+            &[change("../outside", ChangeKind::File, 0)],
+            &[change("/etc/passwd", ChangeKind::Whiteout, 0)],
+            &[file(1), ToHost::Data(b"xx".to_vec())],
+            &[file(2), ToHost::Data(b"x".to_vec()), ToHost::End],
+            &[file(101)],
+            &[ToHost::Data(b"of nothing".to_vec())],
+        ];
+        for lies in liars {
+            let error = reported(lies).await.unwrap_err();
+            assert_eq!(error.fault(), Fault::Guest, "{lies:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_and_misplaced_messages_end_the_collection() {
+        let failure = Failure { code: ErrorCode::Unsupported, errno: 0, text: "no overlay".into() };
+        let error = reported(&[ToHost::Error(failure)]).await.unwrap_err();
+        assert!(matches!(&error, Error::Failed { failure, .. } if failure.code == ErrorCode::Unsupported), "{error}");
+        let error = reported(&[ToHost::Pong(1)]).await.unwrap_err();
+        assert!(error.to_string().contains("Pong"), "{error}");
+    }
 }
