@@ -47,7 +47,7 @@ impl Recipe {
 pub(super) fn named(name: &str) -> Result<Recipe, ImageError> {
     let (lists, expected_lines): (&[&str], u64) = match name {
         "base" => (&[BASE], 1500),
-        "build" => (&[BASE, BUILD], 5500),
+        "build" => (&[BASE, BUILD], 4000),
         _ => return Err(ImageError::NoRecipe { name: name.to_owned() }),
     };
     let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
