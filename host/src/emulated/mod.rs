@@ -150,7 +150,6 @@ pub struct EmulatedHost {
 struct Own {
     qemu: qemu::Qemu,
     _hold: Connection,
-    _token_file: tempfile::NamedTempFile,
 }
 
 /// A monitor in the emulated host.
@@ -194,7 +193,9 @@ impl EmulatedHost {
             converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
         let boot_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(boot_ms, port, "the emulated host is ready");
-        Ok(Self { own: Some(Own { qemu, _hold: hold, _token_file: token_file }), address, token, boot_ms })
+        // It was read when the outpost started; gone now, it cannot outlive a `midge` that is killed.
+        drop(token_file);
+        Ok(Self { own: Some(Own { qemu, _hold: hold }), address, token, boot_ms })
     }
 
     /// QEMU, where it is installed.
