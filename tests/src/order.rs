@@ -39,6 +39,7 @@ pub const CRATES: [CrateOrder; 4] = [
             "snapshot",
             "jail",
             "postmortem",
+            "orders",
             "control",
             "vm",
             "main",

@@ -210,7 +210,9 @@ pub fn seccomp_policy(path: &str, text: &str) -> Vec<Finding> {
     let mut found = Vec::new();
     for (thread, filter) in policy.as_object().into_iter().flatten() {
         let default = filter["mismatch_action"].as_str().or(filter["default_action"].as_str());
-        if default != Some("kill_process") {
+        // A filter on top of another may refuse instead: what it lets through, the other has judged.
+        let only_refuses = default == Some("allow") && filter["match_action"]["errno"].is_number();
+        if default != Some("kill_process") && !only_refuses {
             found.push(Finding::new(
                 path,
                 line_of(thread),

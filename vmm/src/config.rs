@@ -13,6 +13,10 @@ use serde::Deserialize;
 
 use crate::sys;
 
+mod restore;
+
+pub use restore::RestoreConfig;
+
 /// Least memory that is accepted: below it no Linux with virtio and vsock reaches its init.
 pub const MEM_MIN_MIB: u64 = 32;
 /// Most vCPUs: the MP table of so many fits the one KiB below 640 KiB where Linux looks for it.
@@ -129,11 +133,23 @@ pub enum ConsoleMode {
     On,
 }
 
+/// How a VM begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// With this kernel: an x86-64 ELF `vmlinux` or a `bzImage`.
+    Kernel(&'a Path),
+    /// Where a snapshot was taken.
+    Restore(&'a RestoreConfig),
+}
+
 /// The document as it is written; becomes a [`VmmConfig`] only by [`VmmConfig::from_json`].
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    kernel: PathBuf,
+    #[serde(default)]
+    kernel: Option<PathBuf>,
+    #[serde(default)]
+    restore: Option<RestoreConfig>,
     #[serde(default)]
     initramfs: Option<PathBuf>,
     #[serde(default)]
@@ -150,6 +166,8 @@ struct Document {
     console: ConsoleMode,
     #[serde(default)]
     extra_msrs: Vec<u32>,
+    #[serde(default)]
+    forkable: bool,
 }
 
 fn on() -> bool {
@@ -157,7 +175,7 @@ fn on() -> bool {
 }
 
 /// A checked configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct VmmConfig {
     doc: Document,
     cpus: u8,
@@ -175,7 +193,7 @@ impl VmmConfig {
     fn check(doc: Document, host_mib: u64) -> Result<Self, ConfigError> {
         range("mem_mib", doc.mem_mib, MEM_MIN_MIB, host_mib, "MiB, the host's memory")?;
         range("cpus", doc.cpus, 1, CPUS_MAX, "vCPUs")?;
-        image("kernel", &doc.kernel)?;
+        restore::check_start(&doc)?;
         if let Some(path) = &doc.initramfs {
             image("initramfs", path)?;
         }
@@ -197,9 +215,33 @@ impl VmmConfig {
         Ok(Self { doc, cpus })
     }
 
-    /// The kernel's file: an x86-64 ELF `vmlinux` or a `bzImage`.
-    pub fn kernel(&self) -> &Path {
-        &self.doc.kernel
+    /// The same for a fork, whose vsock has its Unix socket at `uds`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] when the path is too long.
+    pub fn for_fork(&self, uds: &Path) -> Result<Self, ConfigError> {
+        let mut doc = self.doc.clone();
+        if let Some(vsock) = &mut doc.vsock {
+            uds.clone_into(&mut vsock.uds);
+            check_vsock(vsock)?;
+        }
+        Ok(Self { doc, cpus: self.cpus })
+    }
+
+    /// How the VM begins.
+    ///
+    /// # Panics
+    /// Never: a checked document has one or the other.
+    pub fn start(&self) -> Start<'_> {
+        match (&self.doc.kernel, &self.doc.restore) {
+            (Some(kernel), _) => Start::Kernel(kernel),
+            (None, Some(restore)) => Start::Restore(restore),
+            (None, None) => unreachable!("`check_start` has refused this"),
+        }
+    }
+    /// Whether the VM can be forked while it runs.
+    pub fn is_forkable(&self) -> bool {
+        self.doc.forkable
     }
     /// The initramfs' file.
     pub fn initramfs(&self) -> Option<&Path> {

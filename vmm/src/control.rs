@@ -5,16 +5,16 @@
 //! A subscriber of the event loop. It finds out *that* the VM ends and why; ending it is left to
 //! `vm`. Bytes on the lifeline mean nothing, only its end does.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::console::Output;
+use crate::orders::{Answer, ControlSocket, Lifeline, Received};
 use crate::{sys, trace};
 
 /// Signals that ask the monitor to stop its VM.
@@ -42,20 +42,54 @@ impl Cause {
     }
 }
 
+/// What the event loop is left for: its end, or an order.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    cause: Cell<Option<Cause>>,
+    order: RefCell<Option<Received>>,
+    socket: RefCell<Option<ControlSocket>>,
+}
+
+impl Inbox {
+    /// Why the VM is to end, once it is.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause.get()
+    }
+
+    /// The order that was received, once.
+    pub fn take_order(&self) -> Option<Received> {
+        self.order.take()
+    }
+
+    /// Answers the latest order.
+    pub fn answer(&self, answer: &Answer) {
+        if let Some(socket) = &*self.socket.borrow() {
+            socket.answer(answer);
+        }
+    }
+
+    /// The first cause stays.
+    fn end(&self, cause: Cause) {
+        self.cause.set(self.cause.get().or(Some(cause)));
+    }
+}
+
 /// What is watched. Each descriptor is told apart by the number it is registered with.
 #[derive(Debug)]
 pub struct Control {
     ended: EventFd,
     signals: File,
+    /// A plain one; a control socket is in the inbox, which answers on it.
     lifeline: Option<File>,
     console: Option<(EventFd, Output, u64)>,
-    cause: Rc<Cell<Option<Cause>>>,
+    inbox: Rc<Inbox>,
 }
 
 const ENDED: u32 = 0;
 const SIGNALS: u32 = 1;
 const LIFELINE: u32 = 2;
 const CONSOLE: u32 = 3;
+const ORDERS: u32 = 4;
 
 impl Control {
     /// Watches `ended` (a vCPU's end), the stop signals, which must be blocked, the lifeline and
@@ -63,24 +97,29 @@ impl Control {
     ///
     /// # Errors
     /// The kernel's error when no descriptor for signals can be had.
-    pub fn new(ended: EventFd, lifeline: Option<OwnedFd>, console: Option<(EventFd, Output)>) -> io::Result<Self> {
+    pub fn new(ended: EventFd, lifeline: Option<Lifeline>, console: Option<(EventFd, Output)>) -> io::Result<Self> {
+        let (lifeline, socket) = match lifeline {
+            None => (None, None),
+            Some(Lifeline::Plain(fd)) => (Some(fd), None),
+            Some(Lifeline::Control(socket)) => (None, Some(socket)),
+        };
+        let inbox = Inbox { socket: RefCell::new(socket), ..Inbox::default() };
         Ok(Self {
             ended,
             signals: sys::signal_descriptor(&STOP_SIGNALS)?.into(),
             lifeline: lifeline.map(File::from),
             console: console.map(|(line_ended, output)| (line_ended, output, 0)),
-            cause: Rc::new(Cell::new(None)),
+            inbox: Rc::new(inbox),
         })
     }
 
-    /// Where the cause will appear.
-    pub fn cause(&self) -> Rc<Cell<Option<Cause>>> {
-        Rc::clone(&self.cause)
+    /// Where causes and orders will appear.
+    pub fn inbox(&self) -> Rc<Inbox> {
+        Rc::clone(&self.inbox)
     }
 
-    /// The first cause stays.
     fn end(&self, cause: Cause) {
-        self.cause.set(self.cause.get().or(Some(cause)));
+        self.inbox.end(cause);
     }
 
     fn read_lifeline(&mut self, ops: &mut EventOps<'_>) {
@@ -95,6 +134,21 @@ impl Control {
                 let _ = ops.remove(Events::with_data(lifeline, LIFELINE, EventSet::IN));
                 self.end(Cause::Lifeline);
             }
+        }
+    }
+
+    /// Receives one order: the loop is left for it, and entered again when it is obeyed.
+    fn read_order(&self) {
+        let socket = self.inbox.socket.borrow();
+        let Some(socket) = &*socket else { return };
+        match socket.receive() {
+            Ok(Some(received)) => drop(self.inbox.order.replace(Some(received))),
+            Ok(None) => self.end(Cause::Lifeline),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                socket.answer(&Answer::Failed { what: format!("receiving an order: {error}") });
+            }
+            Err(_) => self.end(Cause::Lifeline),
         }
     }
 
@@ -120,6 +174,7 @@ impl MutEventSubscriber for Control {
             }
             SIGNALS => self.end(Cause::Signal),
             LIFELINE => self.read_lifeline(ops),
+            ORDERS => self.read_order(),
             _ => self.drain_console(),
         }
     }
@@ -130,6 +185,9 @@ impl MutEventSubscriber for Control {
         all &= watch(ops, Events::with_data(&self.signals, SIGNALS, EventSet::IN));
         if let Some((line_ended, ..)) = &self.console {
             all &= watch(ops, Events::with_data(line_ended, CONSOLE, EventSet::IN));
+        }
+        if let Some(socket) = &*self.inbox.socket.borrow() {
+            all &= watch(ops, Events::with_data(socket.descriptor(), ORDERS, EventSet::IN));
         }
         if !all {
             // Without these nobody could ever stop the VM: do not start it.
@@ -154,8 +212,8 @@ mod tests {
         EventFd::new(libc::EFD_NONBLOCK).unwrap()
     }
 
-    fn start(control: Control) -> (Loop, Rc<Cell<Option<Cause>>>) {
-        let cause = control.cause();
+    fn start(control: Control) -> (Loop, Rc<Inbox>) {
+        let cause = control.inbox();
         let mut events = Loop::new().unwrap();
         events.add_subscriber(Box::new(control));
         (events, cause)
@@ -166,30 +224,30 @@ mod tests {
         let ended = eventfd();
         let (mut events, cause) = start(Control::new(ended.try_clone().unwrap(), None, None).unwrap());
         events.run_with_timeout(0).unwrap();
-        assert_eq!(cause.get(), None);
+        assert_eq!(cause.cause(), None);
         ended.write(1).unwrap();
         events.run_with_timeout(1000).unwrap();
-        assert_eq!(cause.get(), Some(Cause::Guest));
+        assert_eq!(cause.cause(), Some(Cause::Guest));
     }
 
     #[test]
     fn bytes_on_the_lifeline_mean_nothing_its_end_stops() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let (mut events, cause) = start(Control::new(eventfd(), Some(reader.into()), None).unwrap());
+        let (mut events, cause) = start(Control::new(eventfd(), Some(Lifeline::Plain(reader.into())), None).unwrap());
         writer.write_all(b"noise\n").unwrap();
         events.run_with_timeout(1000).unwrap();
-        assert_eq!(cause.get(), None);
+        assert_eq!(cause.cause(), None);
         drop(writer);
         events.run_with_timeout(1000).unwrap();
-        assert_eq!(cause.get(), Some(Cause::Lifeline));
+        assert_eq!(cause.cause(), Some(Cause::Lifeline));
     }
 
     #[test]
     fn a_file_as_stdin_is_no_lifeline() {
         let null = File::open("/dev/null").unwrap();
-        let (mut events, cause) = start(Control::new(eventfd(), Some(null.into()), None).unwrap());
+        let (mut events, cause) = start(Control::new(eventfd(), Some(Lifeline::Plain(null.into())), None).unwrap());
         events.run_with_timeout(10).unwrap();
-        assert_eq!(cause.get(), None);
+        assert_eq!(cause.cause(), None);
     }
 
     #[test]
@@ -197,7 +255,7 @@ mod tests {
         let control = Control::new(eventfd(), None, None).unwrap();
         control.end(Cause::Lifeline);
         control.end(Cause::Guest);
-        assert_eq!(control.cause().get(), Some(Cause::Lifeline));
+        assert_eq!(control.inbox().cause(), Some(Cause::Lifeline));
         assert!(Cause::Lifeline.describe().contains("lifeline"));
     }
 }

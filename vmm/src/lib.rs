@@ -34,9 +34,13 @@ pub mod block;
 
 pub mod vsock;
 
+pub mod snapshot;
+
 pub mod jail;
 
 pub mod postmortem;
+
+pub mod orders;
 
 pub mod control;
 

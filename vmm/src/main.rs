@@ -6,14 +6,21 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use midge_vmm::boot::layout;
-use midge_vmm::config::VmmConfig;
+use midge_vmm::config::{RestoreConfig, Start, VmmConfig};
 use midge_vmm::control::STOP_SIGNALS;
+use midge_vmm::jail::{self, Thread};
+use midge_vmm::machine::kvm::Host;
+use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
 use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace};
+use midge_vmm::vm::devices::{self, Backends};
+use midge_vmm::vm::resident::Resident;
+use midge_vmm::vm::restore::AtRest;
 use midge_vmm::vm::{Stopped, Vm, VmError};
 
 const HELP: &str = "\
@@ -23,8 +30,10 @@ usage: midge-vmm --config FILE|-     run the VM of a JSON document (-: the first
        midge-vmm --explain-boot      print the guest's memory map
        midge-vmm --version | --help
 
-The document, with its defaults (kernel, mem_mib and cpus must be given):
+The document, with its defaults (kernel or restore, mem_mib and cpus must be given):
   {\"kernel\": \"/path/vmlinux\",       x86-64 ELF vmlinux or bzImage
+   \"restore\": null,                 instead of a kernel: {\"state\": PATH, \"memory\": PATH,
+                                    \"layers\": [PATH|null, ..], \"resident\": false}
    \"initramfs\": null,               path of a cpio archive
    \"cmdline\": \"\",                   words added to the kernel's command line
    \"mem_mib\": N,                    32 to the host's memory
@@ -35,10 +44,12 @@ The document, with its defaults (kernel, mem_mib and cpus must be given):
                                     {\"overlay_file\": {\"path\": .., \"cap_mib\": N}}
    \"vsock\": null,                   {\"guest_cid\": 3, \"uds\": \"/path/v.sock\"}
    \"console\": \"off\",                \"on\": a serial console, each line becomes an event
-   \"extra_msrs\": []}                MSRs that a snapshot carries beyond KVM's list
+   \"extra_msrs\": [],                MSRs that a snapshot carries beyond KVM's list
+   \"forkable\": false}               may be frozen and forked by orders on the control socket
 
-With `--config -` the VM stops as soon as stdin reaches its end (the lifeline). SIGTERM, SIGINT
-and SIGHUP stop it too. Events are written to stdout, one JSON object a line: stage, console, exit.
+With `--config -` the VM stops as soon as stdin reaches its end (the lifeline); where that is a
+SOCK_SEQPACKET socket, it takes orders there as well. SIGTERM, SIGINT and SIGHUP stop it too.
+Events are written to stdout, one JSON object a line: stage, console, exit.
 Exit codes: 0 reset or stopped, 2 configuration, 3 host error, 4 guest panic, 5 triple fault.
 ";
 
@@ -80,23 +91,58 @@ fn print(text: &str) -> ExitCode {
 /// Everything from the configuration to the VM's end.
 fn run(source: &std::ffi::OsStr, trace: &mut Trace) -> (Ending, Option<Stopped>) {
     match try_run(source, trace) {
-        Ok((ending, stopped)) => (ending, Some(stopped)),
+        Ok(outcome) => outcome,
         Err(ending) => (ending, None),
     }
 }
 
-fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Stopped), Ending> {
+fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Option<Stopped>), Ending> {
     prepare_process().map_err(|e| failed(Reason::HostError, "setting up the process failed", &e))?;
-    let from_stdin = source == "-";
-    let text = if from_stdin { read_line(&mut io::stdin().lock()) } else { read_file(source) };
+    let (text, lifeline) = if source == "-" { read_stdin() } else { (read_file(source), None) };
     let text = text.map_err(|e| failed(Reason::Config, "reading the configuration failed", &e))?;
     let config = VmmConfig::from_json(&text).map_err(|e| failed(Reason::Config, "", &e))?;
     trace.mark(Stage::ConfigRead);
-    let lifeline = from_stdin.then(lifeline).transpose();
-    let lifeline = lifeline.map_err(|e| failed(Reason::HostError, "holding the lifeline failed", &e))?;
     let not_run = |error: VmError| failed(error.reason(), "", &error);
-    let vm = Vm::assemble(&config, lifeline, trace).map_err(not_run)?;
-    vm.run(trace, |trace| trace.flush(&mut io::stdout().lock())).map_err(not_run)
+    match config.start() {
+        Start::Kernel(kernel) => {
+            Vm::boot(&config, kernel, lifeline, trace).map_err(not_run).and_then(|vm| run_vm(vm, trace))
+        }
+        Start::Restore(restore) => restore_vm(&config, restore, lifeline, trace),
+    }
+}
+
+fn run_vm(vm: Vm, trace: &mut Trace) -> Result<(Ending, Option<Stopped>), Ending> {
+    vm.run(trace, |trace| trace.flush(&mut io::stdout().lock())).map_err(|error| failed(error.reason(), "", &error))
+}
+
+/// Goes on where a snapshot was taken: as a VM, or as a resident that makes forks of it.
+fn restore_vm(
+    config: &VmmConfig,
+    restore: &RestoreConfig,
+    lifeline: Option<Lifeline>,
+    trace: &mut Trace,
+) -> Result<(Ending, Option<Stopped>), Ending> {
+    let not_run = |error: VmError| failed(error.reason(), "", &error);
+    let kvm = Arc::new(Host::open(config.cpus()).map_err(|error| not_run(error.into()))?);
+    trace.mark(Stage::KvmReady);
+    let at_rest = AtRest::open(config, restore, &kvm).map_err(|error| not_run(error.into()))?;
+    trace.mark(Stage::StateRead);
+    if restore.is_resident() {
+        let Some(Lifeline::Control(control)) = lifeline else {
+            let error =
+                io::Error::new(io::ErrorKind::InvalidInput, "a resident takes its orders on a SOCK_SEQPACKET stdin");
+            return Err(failed(Reason::Config, "waiting for orders failed", &error));
+        };
+        jail::lock_in(Thread::Resident).map_err(|e| failed(Reason::HostError, "locking in the resident failed", &e))?;
+        trace.mark(Stage::Resident);
+        trace.flush(&mut io::stdout().lock());
+        return Resident::new(kvm, config.clone(), at_rest, control).serve(trace).map_err(not_run);
+    }
+    let AtRest { state, ram, disks } = at_rest;
+    let listener = devices::listen(config).map_err(|error| not_run(error.into()))?;
+    let backends = Backends { disks, listener };
+    let vm = Vm::restore(config, &kvm, &state, (ram, backends), lifeline, trace).map_err(not_run)?;
+    run_vm(vm, trace)
 }
 
 /// What must hold before anything is opened or any thread exists.
@@ -110,8 +156,17 @@ fn prepare_process() -> io::Result<()> {
     Ok(())
 }
 
-fn lifeline() -> io::Result<OwnedFd> {
-    io::stdin().as_fd().try_clone_to_owned()
+/// The configuration and what stdin is from then on.
+fn read_stdin() -> (io::Result<Vec<u8>>, Option<Lifeline>) {
+    let lifeline = match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(fd) => Lifeline::new(fd),
+        Err(error) => return (Err(error), None),
+    };
+    let text = match &lifeline {
+        Lifeline::Control(socket) => socket.receive_text(),
+        Lifeline::Plain(_) => read_line(&mut io::stdin().lock()),
+    };
+    (text, Some(lifeline))
 }
 
 /// One line. What std has buffered behind it is lost: bytes on the lifeline mean nothing.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Guest memory: where it lies in guest-physical space and how the host holds it.
 //!
-//! One anonymous private mapping, aligned to 2 MiB so that the host can use huge pages for it
+//! One private mapping, anonymous or of a snapshot's file, aligned to 2 MiB so that the host can use huge pages for it
 //! (facts: a boot takes 334 page-fault exits with them, 4,515 without), cut into at most two
 //! regions around the MMIO gap below 4 GiB. It is never written here and never unmapped: it
 //! lives as long as the process, which is one VM.
 #![expect(unsafe_code, reason = "mmap and madvise of guest memory, before anyone refers to it")]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -35,6 +37,16 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// The file of a snapshot's memory has another length.
+    #[error(
+        "mapping guest memory: its file has {found} bytes, the VM {len_bytes}; it was not written for this state or was cut short"
+    )]
+    File {
+        /// Bytes in the file.
+        found: u64,
+        /// Bytes of guest memory.
+        len_bytes: u64,
+    },
     /// The regions do not form a guest address space.
     #[error("guest memory of {len_bytes} bytes does not fit the guest's address space")]
     Layout {
@@ -56,21 +68,50 @@ pub fn ranges(len_bytes: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// [`MemoryError::Map`] when the host has not that much address space or commit charge.
 pub fn allocate(len_bytes: u64, huge_pages: bool) -> Result<GuestRam, MemoryError> {
-    let layout = || MemoryError::Layout { len_bytes };
-    let len = usize::try_from(len_bytes).map_err(|_| layout())?;
+    let len = usize::try_from(len_bytes).map_err(|_| MemoryError::Layout { len_bytes })?;
     let base = map_aligned(len).map_err(|source| MemoryError::Map { len_bytes, source })?;
     if huge_pages {
         // SAFETY: the range was mapped just now and is ours; the advice changes no content.
         // A host without transparent huge pages refuses it and the VM is only slower.
         let _ = unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
     }
+    regions(base, len_bytes)
+}
+
+/// Maps `len_bytes` of guest memory from a file that a snapshot wrote: pages are read when they
+/// are touched and copied when they are changed; the file is never written. What is not touched
+/// is shared with everybody who maps it.
+///
+/// # Errors
+/// [`MemoryError::File`] when the file is not that long, [`MemoryError::Map`].
+pub fn map_file(file: &File, len_bytes: u64) -> Result<GuestRam, MemoryError> {
+    let map = |source| MemoryError::Map { len_bytes, source };
+    let found = file.metadata().map_err(map)?.len();
+    if found != len_bytes {
+        return Err(MemoryError::File { found, len_bytes });
+    }
+    let len = usize::try_from(len_bytes).map_err(|_| MemoryError::Layout { len_bytes })?;
+    let base = map_aligned(len).map_err(map)?;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: replaces the mapping made just now, of this length, which nobody refers to yet.
+    let mapped = unsafe { libc::mmap(base.cast(), len, prot, flags, file.as_raw_fd(), 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(map(io::Error::last_os_error()));
+    }
+    regions(base, len_bytes)
+}
+
+/// Cuts the mapping of `len_bytes` at `base` into the guest's regions.
+fn regions(base: *mut u8, len_bytes: u64) -> Result<GuestRam, MemoryError> {
+    let layout = || MemoryError::Layout { len_bytes };
     let mut regions = Vec::with_capacity(2);
     let mut taken = 0;
     for (start, region_len) in ranges(len_bytes) {
         let size = usize::try_from(region_len).map_err(|_| layout())?;
-        // SAFETY: `taken` stays below `len`, so the pointer stays inside the mapping.
+        // SAFETY: `taken` stays below the length of the mapping, so the pointer stays inside it.
         let at = unsafe { base.add(taken) };
-        // SAFETY: [at, at + size) is part of the mapping above, which is never unmapped, and no
+        // SAFETY: [at, at + size) is part of the mapping, which is never unmapped, and no
         // other region covers it, as `taken` advances by `size`.
         let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(at) };
         let mapping = builder

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "libc calls; every site states why any argument is fine")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::kvm_run;
 
@@ -57,8 +57,13 @@ pub fn set_undumpable() -> io::Result<()> {
 /// # Errors
 /// The kernel's error, for example ENOSYS before Linux 5.9.
 pub fn close_descriptors_from(first: u32) -> io::Result<()> {
-    // SAFETY: called at the start of `main`, when no Rust value owns a descriptor above stderr.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0_u32) };
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: called at the start of `main`, when no Rust value owns a descriptor above stderr, or
+    // for what belongs to values that are forgotten (`keep_only`).
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -97,6 +102,50 @@ pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
         Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
         Err(_) => Err(io::Error::last_os_error()),
     }
+}
+
+/// Makes a twin of this process: `None` in the twin, its process id in this one.
+///
+/// The twin has the calling thread only. Whoever calls sees to it that the other threads hold
+/// no lock which the twin will take: they wait, or have ended.
+///
+/// # Errors
+/// The kernel's: no memory, or too many processes.
+pub fn fork() -> io::Result<Option<u32>> {
+    // SAFETY: glibc brings its own locks into order; those of this program are the caller's care,
+    // and a lock that is held for ever makes the twin wait, which is no unsafety.
+    let pid = unsafe { libc::fork() };
+    match u32::try_from(pid) {
+        Err(_) => Err(io::Error::last_os_error()),
+        Ok(0) => Ok(None),
+        Ok(pid) => Ok(Some(pid)),
+    }
+}
+
+/// In a twin: closes every descriptor above stderr but those of `keep`.
+///
+/// The twin's Rust values for the others must be forgotten, not dropped.
+///
+/// # Errors
+/// The kernel's error, for example ENOSYS before Linux 5.9.
+pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|&fd| u32::try_from(fd).ok()).filter(|&fd| fd > 2).collect();
+    keep.sort_unstable();
+    keep.dedup();
+    let mut first = 3;
+    for fd in keep {
+        if first < fd {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+/// Children that end leave no zombie: nobody waits for them.
+pub fn ignore_children() {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
 fn check(result: i32) -> io::Result<()> {

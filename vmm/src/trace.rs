@@ -18,8 +18,16 @@ use crate::sys;
 pub enum Stage {
     /// `main` was entered.
     Exec,
+    /// A resident got the order to make this VM: the beginning of a fork, in place of `Exec`.
+    ForkAsked,
+    /// The fork is a process of its own.
+    Forked,
     /// The configuration was read and checked.
     ConfigRead,
+    /// The state of a snapshot was read and its memory mapped.
+    StateRead,
+    /// A resident waits for orders.
+    Resident,
     /// /dev/kvm was opened and its capabilities checked.
     KvmReady,
     /// Guest memory is mapped and known to KVM.
@@ -113,6 +121,12 @@ impl Trace {
         let start = Instant::now();
         let start_mono = Duration::from_nanos(sys::monotonic_ns());
         Self { start, start_mono, stages: vec![(Stage::Exec, start)] }
+    }
+
+    /// Starts the clock at `stage`, which was reached at `when`, a moment ago.
+    pub fn begin(stage: Stage, when: Instant) -> Self {
+        let since = Duration::from_nanos(sys::monotonic_ns());
+        Self { start: when, start_mono: since.saturating_sub(when.elapsed()), stages: vec![(stage, when)] }
     }
 
     /// Marks a stage as reached now.

@@ -7,9 +7,14 @@ pub mod devices;
 
 mod ending;
 
-use std::cell::Cell;
+mod freeze;
+
+pub mod resident;
+
+pub mod restore;
+
 use std::io;
-use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,19 +25,23 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::boot::plan::{BootError, BootPlan};
 use crate::boot::registers;
 use crate::config::{ConsoleMode, VmmConfig};
-use crate::control::{Cause, Control};
+use crate::control::{Control, Inbox};
 use crate::jail::{self, Thread};
+use crate::machine::bus::Bus;
 use crate::machine::console::{self, Output};
 use crate::machine::kvm::{self, Host, KvmError, Machine};
 use crate::machine::ports::Ports;
-use crate::machine::threads::{ThreadError, Threads};
+use crate::machine::state::VcpuState;
+use crate::machine::threads::{PauseError, ThreadError, Threads, Vcpu};
 use crate::machine::vcpu::Shared;
 use crate::memory::{self, GuestRam, MemoryError};
+use crate::orders::Lifeline;
+use crate::snapshot::VmState;
 use crate::trace::{Ending, Reason, Stage, Trace};
-use crate::vsock::VsockWorker;
 
-use devices::DeviceError;
+use devices::{Backends, DeviceError, Devices};
 use ending::Evidence;
+use restore::RestoreError;
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +61,12 @@ pub enum VmError {
     /// The vCPU threads.
     #[error(transparent)]
     Threads(#[from] ThreadError),
+    /// A snapshot cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The vCPUs could not be paused.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
     /// The event loop or one of its descriptors.
     #[error("{step} failed")]
     Host {
@@ -69,7 +84,9 @@ impl VmError {
         let is_users = match self {
             Self::Boot(BootError::Entropy(_) | BootError::Seek { .. } | BootError::Thread(_)) => false,
             Self::Boot(_) | Self::Kvm(KvmError::Vcpus { .. }) => true,
-            Self::Device(error) => error.is_users(),
+            Self::Device(error) | Self::Restore(RestoreError::Device(error)) => error.is_users(),
+            Self::Restore(RestoreError::Kvm(_)) => false,
+            Self::Restore(_) => true,
             _ => false,
         };
         if is_users { Reason::Config } else { Reason::HostError }
@@ -93,7 +110,11 @@ pub struct Vm {
     threads: Threads,
     output: Output,
     events: Events,
-    cause: Rc<Cell<Option<Cause>>>,
+    inbox: Rc<Inbox>,
+    devices: Devices,
+    has_console: bool,
+    /// What forks need of it, where it may have any.
+    forkable: Option<(Arc<Host>, VmmConfig)>,
 }
 
 impl std::fmt::Debug for Vm {
@@ -105,15 +126,30 @@ impl std::fmt::Debug for Vm {
     }
 }
 
+/// What is put together in either way of starting, before there are threads.
+struct Parts {
+    machine: Machine,
+    ram: GuestRam,
+    kernel_range: (u64, u64),
+    bus: Bus,
+    devices: Devices,
+}
+
 impl Vm {
-    /// Makes the VM of `config`, with every thread but the calling one locked in and waiting.
+    /// Makes the VM of `config`, which boots `kernel`, with every thread but the calling one locked
+    /// in and waiting.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn assemble(config: &VmmConfig, lifeline: Option<OwnedFd>, trace: &mut Trace) -> Result<Self, VmError> {
-        let plan = BootPlan::new(config, &devices::words(config))?;
+    pub fn boot(
+        config: &VmmConfig,
+        kernel: &Path,
+        lifeline: Option<Lifeline>,
+        trace: &mut Trace,
+    ) -> Result<Self, VmError> {
+        let plan = BootPlan::new(config, kernel, &devices::words(config))?;
         let (regs, kernel_range) = (*plan.regs(), plan.kernel_range());
-        let kvm = Host::open(config.cpus())?;
+        let kvm = Arc::new(Host::open(config.cpus())?);
         trace.mark(Stage::KvmReady);
 
         let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
@@ -122,63 +158,128 @@ impl Vm {
         let machine = kvm.create(&ram, pages.clone())?;
         trace.mark(Stage::MemoryReady);
 
-        let (bus, vsock) = devices::attach(config, &machine, &ram, pages.as_ref())?;
-        let (ports, output, line_ended) = make_console(config.console(), &machine)?;
-        let shared = Shared::new(bus, ports);
-        let threads = start_vcpus(config.cpus(), &kvm, &machine, &regs, &shared)?;
+        let (bus, devices) = devices::attach(config, Backends::open(config)?, &machine, &ram, pages.as_ref())?;
+        let vcpus = boot_vcpus(config, &kvm, &machine, &regs)?;
+        let parts = Parts { machine, ram, kernel_range, bus, devices };
+        let vm = Self::start_threads(config, parts, vcpus, kvm, lifeline)?;
         trace.mark_at(Stage::KernelMapped, loading.finish()?);
         trace.mark(Stage::VcpusReady);
+        vm.threads.wait_locked_in()?;
+        Ok(vm)
+    }
 
+    /// Makes a VM of `config` that goes on where `state` was taken, over the memory and disks given.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn restore(
+        config: &VmmConfig,
+        kvm: &Arc<Host>,
+        state: &VmState,
+        (ram, backends): (GuestRam, Backends),
+        lifeline: Option<Lifeline>,
+        trace: &mut Trace,
+    ) -> Result<Self, VmError> {
+        let pages = devices::pages(config).map_err(host("mapping the device windows"))?;
+        let machine = kvm.create(&ram, pages.clone())?;
+        machine.restore_irqchips(&state.machine)?;
+        trace.mark(Stage::MemoryReady);
+
+        let (bus, devices) = devices::attach(config, backends, &machine, &ram, pages.as_ref())?;
+        let vcpus = restore_vcpus(config, kvm, &machine, state)?;
+        // Only now: what devices have to tell finds the interrupt controllers as they were.
+        devices.restore(state)?;
+        machine.restore_clock(&state.machine)?;
+        let parts = Parts { machine, ram, kernel_range: state.kernel_range, bus, devices };
+        let vm = Self::start_threads(config, parts, vcpus, Arc::clone(kvm), lifeline)?;
+        trace.mark(Stage::VcpusReady);
+        vm.threads.wait_locked_in()?;
+        Ok(vm)
+    }
+
+    fn start_threads(
+        config: &VmmConfig,
+        parts: Parts,
+        vcpus: Vec<Vcpu>,
+        kvm: Arc<Host>,
+        lifeline: Option<Lifeline>,
+    ) -> Result<Self, VmError> {
+        let Parts { machine, ram, kernel_range, bus, devices } = parts;
+        let (ports, output, line_ended) = make_console(config.console(), &machine)?;
+        let shared = Shared::new(bus, ports);
+        let threads = Threads::start(vcpus, &shared, || jail::lock_in(Thread::Vcpu))?;
         let watched = line_ended.map(|fd| (fd, output.clone()));
         let ended = threads.ended().try_clone().map_err(host("copying an event"))?;
         let control = Control::new(ended, lifeline, watched).map_err(host("watching for signals"))?;
-        let cause = control.cause();
-        let events = make_events(control, vsock)?;
-        threads.wait_locked_in()?;
-        Ok(Self { machine, ram, kernel_range, shared, threads, output, events, cause })
+        let inbox = control.inbox();
+        let events = make_events(control, &devices)?;
+        let forkable = config.is_forkable().then(|| (kvm, config.clone()));
+        let has_console = config.console() == ConsoleMode::On;
+        Ok(Self { machine, ram, kernel_range, shared, threads, output, events, inbox, devices, has_console, forkable })
     }
 
     /// Locks in the calling thread, runs the guest to its end and says what that was.
-    /// `on_started` is called once the guest runs.
+    /// `on_started` is called once the guest runs. In a twin that a freeze makes, what becomes of
+    /// that is returned.
     ///
     /// # Errors
     /// [`VmError`] when it did not come to running, or the event loop failed.
-    pub fn run(mut self, trace: &mut Trace, on_started: impl FnOnce(&mut Trace)) -> Result<(Ending, Stopped), VmError> {
-        jail::lock_in(Thread::Main).map_err(host("locking in the main thread"))?;
+    pub fn run(
+        mut self,
+        trace: &mut Trace,
+        on_started: impl FnOnce(&mut Trace),
+    ) -> Result<(Ending, Option<Stopped>), VmError> {
+        let kind = if self.forkable.is_some() { Thread::Resident } else { Thread::Main };
+        jail::lock_in(kind).map_err(host("locking in the main thread"))?;
         trace.mark(Stage::Jailed);
         trace.mark_at(Stage::FirstRun, self.threads.open_gate());
         on_started(trace);
         let cause = loop {
-            if let Some(cause) = self.cause.get() {
+            if let Some(cause) = self.inbox.cause() {
                 break cause;
+            }
+            if let Some(received) = self.inbox.take_order() {
+                if let Some(resident) = self.obey(received) {
+                    // In the twin: what it has of the VM belongs to the one that runs on.
+                    std::mem::forget(self);
+                    return resident.serve(trace);
+                }
+                continue;
             }
             self.events.run().map_err(loop_failed)?;
         };
         // A vCPU may be waiting for vsock to answer a reset: nobody will from here on.
         drop(self.events);
+        self.devices.vsock = None;
         let stop = self.threads.stop();
         let evidence = Evidence::collect(cause, stop, &self.output, &self.ram, self.kernel_range);
         let ending = evidence.ending(self.shared.counters.read());
-        Ok((ending, Stopped { _shared: self.shared, _machine: self.machine }))
+        Ok((ending, Some(Stopped { _shared: self.shared, _machine: self.machine, _devices: self.devices })))
     }
 }
 
 /// What is left of a VM when it has ended: its devices and KVM's part, given back on drop.
-#[derive(Debug)]
 pub struct Stopped {
     _shared: Arc<Shared>,
+    _devices: Devices,
     _machine: Machine,
+}
+
+impl std::fmt::Debug for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stopped").finish_non_exhaustive()
+    }
 }
 
 fn loop_failed(error: event_manager::Error) -> VmError {
     VmError::Host { step: "waiting for events", source: io::Error::other(error) }
 }
 
-fn make_events(control: Control, vsock: Option<VsockWorker>) -> Result<Events, VmError> {
+fn make_events(control: Control, devices: &Devices) -> Result<Events, VmError> {
     let mut events = Events::new().map_err(loop_failed)?;
     events.add_subscriber(Box::new(control));
-    if let Some(worker) = vsock {
-        events.add_subscriber(Box::new(worker));
+    if let Some(vsock) = &devices.vsock {
+        events.add_subscriber(Box::new(Rc::clone(&vsock.worker)));
     }
     Ok(events)
 }
@@ -201,23 +302,34 @@ fn make_console(mode: ConsoleMode, machine: &Machine) -> Result<(Ports, Output, 
     Ok((Ports::new(port), output, line_ended))
 }
 
-fn start_vcpus(
-    count: u8,
-    kvm: &Host,
-    machine: &Machine,
-    regs: &kvm_regs,
-    shared: &Arc<Shared>,
-) -> Result<Threads, VmError> {
+/// The MSRs that a snapshot of a VM of `config` has, where there may be one.
+fn snapshot_msrs(config: &VmmConfig, kvm: &Host) -> Result<Option<Arc<[u32]>>, VmError> {
+    let list = config.is_forkable().then(|| kvm.snapshot_msrs(config.extra_msrs())).transpose()?;
+    Ok(list.map(Arc::from))
+}
+
+fn boot_vcpus(config: &VmmConfig, kvm: &Host, machine: &Machine, regs: &kvm_regs) -> Result<Vec<Vcpu>, VmError> {
     let features = kvm.cpu_features()?;
-    let mut vcpus = Vec::with_capacity(usize::from(count));
-    for index in 0..count {
-        let vcpu = machine.create_vcpu(index, count, &features)?;
+    let msrs = snapshot_msrs(config, kvm)?;
+    let mut vcpus = Vec::with_capacity(usize::from(config.cpus()));
+    for index in 0..config.cpus() {
+        let cpuid = features.for_vcpu(index, config.cpus());
+        let fd = machine.create_vcpu(index, &cpuid, &features)?;
         if index == 0 {
-            kvm::set_start(&vcpu, regs, registers::enter_long_mode)?;
+            kvm::set_start(&fd, regs, registers::enter_long_mode)?;
         }
-        vcpus.push(vcpu);
+        vcpus.push(Vcpu { fd, cpuid, msrs: msrs.clone() });
     }
-    Ok(Threads::start(vcpus, shared, || jail::lock_in(Thread::Vcpu))?)
+    Ok(vcpus)
+}
+
+fn restore_vcpus(config: &VmmConfig, kvm: &Host, machine: &Machine, state: &VmState) -> Result<Vec<Vcpu>, VmError> {
+    let msrs = snapshot_msrs(config, kvm)?;
+    let restore = |(index, state): (u8, &VcpuState)| {
+        let fd = machine.restore_vcpu(index, state)?;
+        Ok(Vcpu { fd, cpuid: state.cpuid.clone(), msrs: msrs.clone() })
+    };
+    (0..).zip(&state.vcpus).map(restore).collect()
 }
 
 #[cfg(test)]

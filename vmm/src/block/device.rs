@@ -31,10 +31,12 @@ pub struct Block {
     config: [u8; CONFIG_BYTES],
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
+    /// The data half while it serves nothing; else its thread has it.
+    idle: Option<Worker>,
     /// `None` only while dropping.
-    commands: Option<Sender<Serving>>,
-    /// Queues that the worker has let go of.
-    returned: Receiver<Queue>,
+    commands: Option<Sender<(Worker, Serving)>>,
+    /// The data half with the queue it has let go of.
+    returned: Receiver<(Worker, Queue)>,
     /// One message: how `enter` went.
     entered: Receiver<io::Result<()>>,
     has_entered: bool,
@@ -59,8 +61,8 @@ impl Block {
         let read_only = disk.is_read_only();
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let mut worker = Worker { disk, id: id(index), counters: Arc::clone(&counters), stop: Arc::clone(&stop) };
-        let (commands, to_serve) = channel::<Serving>();
+        let worker = Worker { disk, id: id(index), counters: Arc::clone(&counters), stop: Arc::clone(&stop) };
+        let (commands, to_serve) = channel::<(Worker, Serving)>();
         let (give_back, returned) = channel();
         let (report, entered) = channel();
         let thread = std::thread::Builder::new().name(format!("block {index}")).spawn(move || {
@@ -70,8 +72,9 @@ impl Block {
             if report.send(confined).is_err() || !may_serve {
                 return;
             }
-            while let Ok(serving) = to_serve.recv() {
-                if give_back.send(worker.serve(serving)).is_err() {
+            while let Ok((mut worker, serving)) = to_serve.recv() {
+                let queue = worker.serve(serving);
+                if give_back.send((worker, queue)).is_err() {
                     return;
                 }
             }
@@ -83,6 +86,7 @@ impl Block {
             config: config(sectors),
             counters,
             stop,
+            idle: Some(worker),
             commands: Some(commands),
             returned,
             entered,
@@ -96,6 +100,31 @@ impl Block {
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Stops serving as a reset does, and tells where the queue stood: `None` when nothing was
+    /// served. A request in flight is finished first. The registers may
+    /// [`resume`](crate::virtio::Transport::resume) it.
+    pub fn pause(&mut self) -> Option<Queue> {
+        let kick = self.serving.take()?;
+        self.stop.store(true, Ordering::Release);
+        // Fails only when the counter is full: then the worker is being woken already.
+        let _ = kick.write(1);
+        // An error means that the worker has ended, and its queue with it.
+        let (worker, queue) = self.returned.recv().ok()?;
+        self.idle = Some(worker);
+        self.stop.store(false, Ordering::Release);
+        Some(queue)
+    }
+
+    /// The disk, of a device that serves nothing.
+    pub fn disk(&self) -> Option<&dyn Disk> {
+        self.idle.as_ref().map(|worker| &*worker.disk)
+    }
+
+    /// Takes the disk out of a device that serves nothing and never will again.
+    pub fn take_disk(&mut self) -> Option<Box<dyn Disk>> {
+        self.idle.take().map(|worker| worker.disk)
     }
 
     /// Waits, once, until the worker has confined itself.
@@ -155,7 +184,8 @@ impl Device for Block {
         };
         let write_through = !self.read_only && features & feature::FLUSH == 0;
         let serving = Serving { queue, kick, interrupt, limits, write_through };
-        let sent = self.commands.as_ref().is_some_and(|commands| commands.send(serving).is_ok());
+        let worker = self.idle.take();
+        let sent = self.commands.as_ref().zip(worker).is_some_and(|(to, worker)| to.send((worker, serving)).is_ok());
         if !sent {
             let source = io::Error::other("the thread has ended");
             return Err(ActivateError::Host { what: "waking the thread of a block device", source });
@@ -167,15 +197,7 @@ impl Device for Block {
     /// The worker finishes the request at hand, takes no other, and gives its queue back; only
     /// then does the driver see the reset (§2.4).
     fn reset(&mut self) {
-        let Some(kick) = self.serving.take() else {
-            return;
-        };
-        self.stop.store(true, Ordering::Release);
-        // Fails only when the counter is full: then the worker is being woken already.
-        let _ = kick.write(1);
-        // An error means that the worker has ended, and its queue with it.
-        drop(self.returned.recv());
-        self.stop.store(false, Ordering::Release);
+        drop(self.pause());
     }
 }
 

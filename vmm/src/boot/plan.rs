@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -121,10 +122,10 @@ impl BootPlan {
     ///
     /// # Errors
     /// [`BootError`]; all of them but [`BootError::Entropy`] are the user's to mend.
-    pub fn new(config: &VmmConfig, devices: &[DeviceWord]) -> Result<Self, BootError> {
+    pub fn new(config: &VmmConfig, kernel: &Path, devices: &[DeviceWord]) -> Result<Self, BootError> {
         let mem_bytes = config.mem_bytes();
         let ram_end = memory::ranges(mem_bytes).first().map_or(0, |&(start, len)| start + len);
-        let kernel = open("kernel", config.kernel())?;
+        let kernel = open("kernel", kernel)?;
         let image = kernel::parse(&KernelFile { file: &kernel.file, len: kernel.len }, ram_end)?;
         let initramfs = match config.initramfs() {
             None => None,

@@ -7,11 +7,11 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use vm_memory::VolatileSlice;
 
-use super::{Disk, DiskError, OpenError, check_range};
+use super::{Disk, DiskError, Layer, OpenError, check_range};
 use crate::virtio::vectored::{self, Rest};
 
 /// Images are whole sectors of this many bytes.
@@ -71,6 +71,10 @@ impl Disk for Base {
 
     fn write_zeroes(&mut self, _offset: u64, _len: u64, _may_free: bool) -> Result<(), DiskError> {
         Err(DiskError::ReadOnly)
+    }
+
+    fn layer(&self) -> Option<Layer<'_>> {
+        Some(Layer { descriptors: vec![self.file.as_raw_fd()], changed: None })
     }
 }
 

@@ -8,6 +8,7 @@
 //! Formats are raw and named by the configuration, never guessed from content.
 
 use std::io;
+use std::os::fd::RawFd;
 
 use vm_memory::VolatileSlice;
 
@@ -25,6 +26,7 @@ pub mod overlay_file;
 mod model;
 
 pub use base::Base;
+pub use page_map::PageMap;
 
 /// A disk of [`len_bytes`](Disk::len_bytes) bytes, used by one thread.
 ///
@@ -77,6 +79,30 @@ pub trait Disk: Send {
     /// # Errors
     /// As [`Disk::write_at`].
     fn write_zeroes(&mut self, offset: u64, len: u64, may_free: bool) -> Result<(), DiskError>;
+
+    /// What a twin of this disk needs beside its base, for a fork of the process or a snapshot;
+    /// `None` when it cannot have one.
+    fn layer(&self) -> Option<Layer<'_>> {
+        None
+    }
+}
+
+/// What a disk consists of.
+#[derive(Debug)]
+pub struct Layer<'a> {
+    /// The descriptors that a forked process must keep.
+    pub descriptors: Vec<RawFd>,
+    /// Which pages changed, and where they are: nothing for a disk that is only read.
+    pub changed: Option<(&'a PageMap, &'a dyn Pages)>,
+}
+
+/// Changed pages that can be read without changing anything.
+pub trait Pages: std::fmt::Debug {
+    /// Fills `into` with the page at `offset`, which must be one of those that changed.
+    ///
+    /// # Errors
+    /// [`DiskError::Range`].
+    fn read_page(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError>;
 }
 
 /// Why a request failed.

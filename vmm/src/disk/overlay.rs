@@ -13,7 +13,7 @@ use std::ops::Range;
 use vm_memory::VolatileSlice;
 
 use super::page_map::{PAGE_BYTES, PageMap, PageState};
-use super::{Disk, DiskError, check_range};
+use super::{Disk, DiskError, Layer, Pages, check_range};
 use crate::virtio::vectored::{self, Rest};
 
 const PAGE_LEN: usize = 4096;
@@ -46,6 +46,11 @@ pub trait Store: Send {
     /// # Errors
     /// [`DiskError::Io`].
     fn sync(&mut self, map: &mut PageMap) -> Result<(), DiskError>;
+
+    /// The pages for a twin; `None` when they belong to one process only.
+    fn pages(&self) -> Option<&dyn Pages> {
+        None
+    }
 }
 
 /// A writable disk over a base.
@@ -270,6 +275,15 @@ impl<S: Store> Disk for Overlay<S> {
             at = stop;
         }
         Ok(())
+    }
+
+    fn layer(&self) -> Option<Layer<'_>> {
+        let base = self.base.layer()?;
+        // A base that was changed itself would need a layer of its own.
+        if base.changed.is_some() {
+            return None;
+        }
+        Some(Layer { descriptors: base.descriptors, changed: Some((&self.map, self.store.pages()?)) })
     }
 }
 

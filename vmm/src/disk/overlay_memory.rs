@@ -7,14 +7,15 @@
 //! copy-on-write. It dies with the monitor: a flush has nothing to do.
 #![expect(unsafe_code, reason = "madvise(2) has no safe form: it frees pages and forbids huge ones")]
 
+use std::fs::File;
 use std::io;
 
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
 
 use super::overlay::{Overlay, Store};
 use super::page_map::{PAGE_BYTES, PageMap};
-use super::{Disk, DiskError, OpenError};
+use super::{Disk, DiskError, OpenError, Pages};
 
 /// Largest disk: address space is 128 TiB in all.
 const DISK_BYTES_MAX: u64 = 1 << 44;
@@ -31,27 +32,55 @@ impl Overlay<MemoryStore> {
     /// # Errors
     /// [`OpenError::TooLarge`]; [`OpenError::Io`] when the address space cannot be had.
     pub fn in_memory(base: Box<dyn Disk>, cap_bytes: u64) -> Result<Self, OpenError> {
-        let len = base.len_bytes();
-        let too_large = OpenError::TooLarge { len, max: DISK_BYTES_MAX };
-        if len > DISK_BYTES_MAX {
-            return Err(too_large);
-        }
-        let pages = len.div_ceil(PAGE_BYTES);
-        let size = usize::try_from(pages * PAGE_BYTES).map_err(|_| too_large)?;
+        let (pages, size) = size_of_disk(base.len_bytes())?;
         // Private, anonymous, not reserved: see `MmapRegion::new`.
-        let region = MmapRegion::new(size).map_err(|error| OpenError::Io {
-            what: "reserving address space for an overlay in memory",
-            source: io::Error::other(error),
-        })?;
-        let store = MemoryStore { region };
-        // A huge page would bring in 2 MiB for each page that changes, past any cap. Kernels
-        // without huge pages refuse the advice, which is as good.
-        let _ = store.advise(0, size, libc::MADV_NOHUGEPAGE);
-        Ok(Self::new(base, PageMap::new(pages), cap_bytes, store))
+        let region = MmapRegion::new(size).map_err(no_address_space)?;
+        Ok(Self::new(base, PageMap::new(pages), cap_bytes, MemoryStore::new(region)))
+    }
+
+    /// An overlay that starts with the pages of `layer`, which has each page that `map` calls
+    /// [`PageState::Data`](super::page_map::PageState) at the offset it has on the disk. The file
+    /// is mapped copy-on-write and never written.
+    ///
+    /// # Errors
+    /// [`OpenError::TooLarge`]; [`OpenError::Format`] when map, file and base do not fit each
+    /// other; [`OpenError::Io`].
+    pub fn over_layer(base: Box<dyn Disk>, cap_bytes: u64, layer: File, map: PageMap) -> Result<Self, OpenError> {
+        let (pages, size) = size_of_disk(base.len_bytes())?;
+        let len = layer.metadata().map_err(|source| OpenError::Io { what: "examining a layer", source })?.len();
+        if map.pages() != pages || len != pages * PAGE_BYTES {
+            return Err(OpenError::Format { what: "the layer is not as long as its disk" });
+        }
+        let region = MmapRegionBuilder::new(size)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(layer, 0))
+            .build()
+            .map_err(no_address_space)?;
+        Ok(Self::new(base, map, cap_bytes, MemoryStore::new(region)))
     }
 }
 
+/// Pages and bytes of address space for a disk of `len` bytes.
+fn size_of_disk(len: u64) -> Result<(u64, usize), OpenError> {
+    let pages = len.div_ceil(PAGE_BYTES);
+    let size = usize::try_from(pages.saturating_mul(PAGE_BYTES)).ok().filter(|_| len <= DISK_BYTES_MAX);
+    Ok((pages, size.ok_or(OpenError::TooLarge { len, max: DISK_BYTES_MAX })?))
+}
+
+fn no_address_space(error: impl std::error::Error + Send + Sync + 'static) -> OpenError {
+    OpenError::Io { what: "reserving address space for an overlay in memory", source: io::Error::other(error) }
+}
+
 impl MemoryStore {
+    fn new(region: MmapRegion) -> Self {
+        let store = Self { region };
+        // A huge page would bring in 2 MiB for each page that changes, past any cap. Kernels
+        // without huge pages refuse the advice, which is as good.
+        let _ = store.advise(0, store.region.size(), libc::MADV_NOHUGEPAGE);
+        store
+    }
+
     fn slice(&self, offset: u64, len: usize) -> Result<VolatileSlice<'_>, DiskError> {
         usize::try_from(offset)
             .ok()
@@ -96,6 +125,17 @@ impl Store for MemoryStore {
     }
 
     fn sync(&mut self, _map: &mut PageMap) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    fn pages(&self) -> Option<&dyn Pages> {
+        Some(self)
+    }
+}
+
+impl Pages for MemoryStore {
+    fn read_page(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        self.slice(offset, into.len())?.copy_to(into);
         Ok(())
     }
 }

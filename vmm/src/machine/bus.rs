@@ -5,7 +5,7 @@
 //! division. Only register accesses come this way; notifications are ioeventfds and data moves
 //! through guest memory, so the lock of a window is not on the data path.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device that answers accesses to one window of guest-physical addresses.
 ///
@@ -26,7 +26,7 @@ pub const WINDOW_BYTES: u64 = 0x1000;
 /// The devices by window, fixed once the VM runs.
 #[derive(Default)]
 pub struct Bus {
-    windows: Vec<Mutex<Box<dyn MmioDevice>>>,
+    windows: Vec<Arc<Mutex<dyn MmioDevice>>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -37,9 +37,9 @@ impl std::fmt::Debug for Bus {
 
 impl Bus {
     /// Adds a device in the next free window and returns the window's first address.
-    pub fn attach(&mut self, device: Box<dyn MmioDevice>) -> u64 {
+    pub fn attach(&mut self, device: Arc<Mutex<dyn MmioDevice>>) -> u64 {
         let start = window_start(self.windows.len());
-        self.windows.push(Mutex::new(device));
+        self.windows.push(device);
         start
     }
 
@@ -61,7 +61,7 @@ impl Bus {
     }
 
     /// The device whose window holds the whole access, and the offset in it.
-    fn find(&self, addr: u64, len: usize) -> Option<(&Mutex<Box<dyn MmioDevice>>, u64)> {
+    fn find(&self, addr: u64, len: usize) -> Option<(&Mutex<dyn MmioDevice>, u64)> {
         let from_start = addr.checked_sub(WINDOWS_START)?;
         let offset = from_start % WINDOW_BYTES;
         let len = u64::try_from(len).ok()?;
@@ -69,7 +69,7 @@ impl Bus {
             return None;
         }
         let index = usize::try_from(from_start / WINDOW_BYTES).ok()?;
-        Some((self.windows.get(index)?, offset))
+        Some((&**self.windows.get(index)?, offset))
     }
 }
 
@@ -82,7 +82,6 @@ pub fn window_start(index: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     type Log = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 
@@ -101,8 +100,8 @@ mod tests {
     fn two() -> (Bus, Log, Log) {
         let (a, b) = (Log::default(), Log::default());
         let mut bus = Bus::default();
-        assert_eq!(bus.attach(Box::new(Probe(0xa, a.clone()))), WINDOWS_START);
-        assert_eq!(bus.attach(Box::new(Probe(0xb, b.clone()))), WINDOWS_START + 0x1000);
+        assert_eq!(bus.attach(Arc::new(Mutex::new(Probe(0xa, a.clone())))), WINDOWS_START);
+        assert_eq!(bus.attach(Arc::new(Mutex::new(Probe(0xb, b.clone())))), WINDOWS_START + 0x1000);
         (bus, a, b)
     }
 

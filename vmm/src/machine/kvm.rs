@@ -6,8 +6,11 @@
 //! PIT, which an unmodified Linux does not need once it sees a TSC deadline timer and kvm-clock.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_msr_entry, kvm_userspace_memory_region,
+};
 use kvm_bindings::{Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -18,6 +21,7 @@ use crate::memory::GuestRam;
 use super::bus::WINDOWS_START;
 use super::cpuid;
 use super::pages::ReadPages;
+use super::state::{self, MachineState, VcpuState};
 
 /// The page with which Intel CPUs enter real mode; inside the MMIO gap, below the TSS.
 pub const IDENTITY_MAP_START: u64 = 0xfffb_c000;
@@ -91,7 +95,7 @@ pub enum KvmError {
     },
 }
 
-fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+pub(super) fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Step { step, source: source.into() }
 }
 
@@ -134,6 +138,15 @@ impl Host {
         Ok(Features { cpuid, microcode })
     }
 
+    /// The MSRs that a snapshot carries on this host: KVM's list and `extra`.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`], also when the host's extended state is larger than a snapshot's.
+    pub fn snapshot_msrs(&self, extra: &[u32]) -> Result<Vec<u32>, KvmError> {
+        state::check_xsave_size(&self.0)?;
+        state::msr_list(&self.0, extra)
+    }
+
     /// Makes a VM over `ram`, with interrupt controllers. Reads of the device windows find `pages`.
     ///
     /// # Errors
@@ -154,11 +167,24 @@ impl Host {
     }
 }
 
+impl AsRawFd for Host {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// What the guest's CPUs can be here.
 #[derive(Debug)]
 pub struct Features {
     cpuid: CpuId,
     microcode: Option<u64>,
+}
+
+impl Features {
+    /// What vCPU `index` of `count` is shown.
+    pub fn for_vcpu(&self, index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
+        cpuid::for_vcpu(self.cpuid.as_slice(), index, count)
+    }
 }
 
 fn classify_open(source: io::Error) -> KvmError {
@@ -211,14 +237,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes vCPU `index` of `count` with its CPU features; it is not yet told where to start.
+    /// Makes vCPU `index` with the CPU features of `entries`; it is not yet told where to start.
     ///
     /// # Errors
     /// [`KvmError::Step`].
-    pub fn create_vcpu(&self, index: u8, count: u8, features: &Features) -> Result<VcpuFd, KvmError> {
+    pub fn create_vcpu(
+        &self,
+        index: u8,
+        entries: &[kvm_cpuid_entry2],
+        features: &Features,
+    ) -> Result<VcpuFd, KvmError> {
         let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
-        let entries = cpuid::for_vcpu(features.cpuid.as_slice(), index, count);
-        let cpuid = CpuId::from_entries(&entries).map_err(|e| KvmError::Step {
+        let cpuid = CpuId::from_entries(entries).map_err(|e| KvmError::Step {
             step: "listing the CPU features",
             source: io::Error::other(format!("{e:?}")),
         })?;
@@ -228,6 +258,40 @@ impl Machine {
         // Hosts that refuse one of them (the count tells) run Linux all the same.
         vcpu.set_msrs(&msrs(&values)?).map_err(step("setting the MSRs"))?;
         Ok(vcpu)
+    }
+
+    /// Makes vCPU `index` as `state` describes it.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`] names what this host refuses.
+    pub fn restore_vcpu(&self, index: u8, state: &VcpuState) -> Result<VcpuFd, KvmError> {
+        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        state.restore(&vcpu)?;
+        Ok(vcpu)
+    }
+
+    /// The state of interrupt controllers and clock, while no vCPU runs.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn state(&self) -> Result<MachineState, KvmError> {
+        MachineState::save(&self.vm)
+    }
+
+    /// Puts the interrupt controllers where `state` says; before there are vCPUs.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn restore_irqchips(&self, state: &MachineState) -> Result<(), KvmError> {
+        state.restore_irqchips(&self.vm)
+    }
+
+    /// Lets the guest's clock go on where `state` says; before any vCPU runs.
+    ///
+    /// # Errors
+    /// [`KvmError::Step`].
+    pub fn restore_clock(&self, state: &MachineState) -> Result<(), KvmError> {
+        state.restore_clock(&self.vm)
     }
 
     /// An eventfd that fires when the guest writes `value` (32 bits) at `addr`.
@@ -263,7 +327,7 @@ pub fn set_start(vcpu: &VcpuFd, regs: &kvm_regs, place: impl FnOnce(&mut kvm_sre
 }
 
 /// A list of model-specific registers for KVM.
-fn msrs(values: &[(u32, u64)]) -> Result<Msrs, KvmError> {
+pub(super) fn msrs(values: &[(u32, u64)]) -> Result<Msrs, KvmError> {
     let entries: Vec<_> =
         values.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
     Msrs::from_entries(&entries)

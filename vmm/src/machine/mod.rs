@@ -9,5 +9,6 @@ pub mod cpuid;
 pub mod kvm;
 pub mod pages;
 pub mod ports;
+pub mod state;
 pub mod threads;
 pub mod vcpu;

@@ -4,20 +4,26 @@
 //! A thread owns its vCPU. It ends when its guest stops or when it is asked to; the first end is
 //! what the VM's end is about, and `ended` fires for it.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::kvm::KvmError;
+use super::state::VcpuState;
 use super::vcpu::{self, Shared, Stop};
 
 /// How long a stopping thread may take; it needs one signal, so a second means a lost host.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// Time between two signals to a thread that is to pause, which the guest waits for.
+const PAUSE_RETRY: Duration = Duration::from_micros(100);
 /// Time between two signals to a thread that was just about to enter the guest.
 const STOP_RETRY: Duration = Duration::from_millis(1);
 
@@ -47,10 +53,39 @@ pub enum ThreadError {
     Stopping(#[source] io::Error),
 }
 
+/// A vCPU and what its thread has to know of it.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// The vCPU, ready to run.
+    pub fd: VcpuFd,
+    /// The features it was made with.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// The MSRs that its state has; without them it cannot be saved.
+    pub msrs: Option<Arc<[u32]>>,
+}
+
+/// Why the vCPUs could not be paused. They run on, unless they have ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// The guest ended instead.
+    #[error("pausing the vCPUs: the guest has ended")]
+    Ended,
+    /// A vCPU did not leave the guest.
+    #[error("pausing the vCPUs: vCPU threads did not stop within {} s", STOP_DEADLINE.as_secs())]
+    Late,
+    /// A state could not be read.
+    #[error("saving the state of a vCPU")]
+    Save(#[source] KvmError),
+    /// The VM was not set up for it.
+    #[error("pausing the vCPUs: this VM was started without `forkable`")]
+    NotForkable,
+}
+
 /// What a thread says of itself.
 enum Report {
     Ready(u8, io::Result<()>),
     Running(Instant),
+    Paused(u8, u64, Box<Result<VcpuState, PauseError>>),
     Ended(Stop),
 }
 
@@ -61,6 +96,8 @@ pub struct Threads {
     shared: Arc<Shared>,
     gate: Arc<Barrier>,
     reports: Receiver<Report>,
+    /// An end that was reported while a pause was waited for.
+    early: RefCell<Option<Stop>>,
     ended: EventFd,
 }
 
@@ -69,11 +106,7 @@ impl Threads {
     ///
     /// # Errors
     /// [`ThreadError`].
-    pub fn start(
-        vcpus: Vec<VcpuFd>,
-        shared: &Arc<Shared>,
-        lock_in: fn() -> io::Result<()>,
-    ) -> Result<Self, ThreadError> {
+    pub fn start(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, lock_in: fn() -> io::Result<()>) -> Result<Self, ThreadError> {
         let stopping = |source: io::Error| ThreadError::Stopping(source);
         register_signal_handler(SIGRTMIN(), interrupt).map_err(|e| stopping(e.into()))?;
         let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(stopping)?;
@@ -93,7 +126,7 @@ impl Threads {
             let spawned = Builder::new().name(format!("vcpu {index}")).spawn(move || body.run());
             handles.push(spawned.map_err(|source| ThreadError::Spawn { index, source })?);
         }
-        Ok(Self { handles, shared: Arc::clone(shared), gate, reports, ended })
+        Ok(Self { handles, shared: Arc::clone(shared), gate, reports, early: RefCell::new(None), ended })
     }
 
     /// Waits until every thread has locked itself in.
@@ -127,7 +160,7 @@ impl Threads {
     pub fn stop(self) -> Stop {
         self.shared.ask_to_stop();
         let deadline = Instant::now() + STOP_DEADLINE;
-        let mut first = None;
+        let mut first = self.early.take().filter(|stop| *stop != Stop::Asked);
         let mut running = self.handles.len();
         while running > 0 && Instant::now() < deadline {
             for handle in self.handles.iter().filter(|handle| !handle.is_finished()) {
@@ -139,11 +172,57 @@ impl Threads {
                     running -= 1;
                     first = first.or(Some(stop).filter(|stop| *stop != Stop::Asked));
                 }
-                Ok(Report::Ready(..) | Report::Running(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         first.unwrap_or(Stop::Asked)
+    }
+
+    /// Takes every vCPU out of the guest and returns their states, in order. They wait until
+    /// [`Self::go_on`]. `meanwhile` is called while waiting: a vCPU may be waiting for whoever asks.
+    ///
+    /// # Errors
+    /// [`PauseError`]; then the vCPUs go on by themselves.
+    pub fn pause(&self, mut meanwhile: impl FnMut()) -> Result<Vec<VcpuState>, PauseError> {
+        let number = self.shared.ask_to_pause();
+        let result = self.collect_states(number, &mut meanwhile);
+        if result.is_err() {
+            self.go_on();
+        }
+        result
+    }
+
+    fn collect_states(&self, number: u64, meanwhile: &mut dyn FnMut()) -> Result<Vec<VcpuState>, PauseError> {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        let mut states: Vec<Option<VcpuState>> = self.handles.iter().map(|_| None).collect();
+        while states.iter().any(Option::is_none) {
+            for (handle, _) in self.handles.iter().zip(&states).filter(|(_, state)| state.is_none()) {
+                // A thread that ended is no longer there to be signalled, and has reported.
+                let _ = handle.kill(SIGRTMIN());
+            }
+            match self.reports.recv_timeout(PAUSE_RETRY) {
+                Ok(Report::Paused(index, of, state)) if of == number => {
+                    if let Some(place) = states.get_mut(usize::from(index)) {
+                        *place = Some((*state)?);
+                    }
+                }
+                Ok(Report::Ended(stop)) => {
+                    self.early.borrow_mut().get_or_insert(stop);
+                    return Err(PauseError::Ended);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(PauseError::Ended),
+                Ok(Report::Ready(..) | Report::Running(_) | Report::Paused(..)) => {}
+                Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => return Err(PauseError::Late),
+                Err(RecvTimeoutError::Timeout) => meanwhile(),
+            }
+        }
+        Ok(states.into_iter().flatten().collect())
+    }
+
+    /// Lets paused vCPUs go on.
+    pub fn go_on(&self) {
+        self.shared.go_on();
     }
 }
 
@@ -153,7 +232,7 @@ extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 /// What a thread owns.
 struct Body {
     index: u8,
-    vcpu: VcpuFd,
+    vcpu: Vcpu,
     shared: Arc<Shared>,
     gate: Arc<Barrier>,
     reports: Sender<Report>,
@@ -162,6 +241,11 @@ struct Body {
 }
 
 impl Body {
+    fn save(&self) -> Result<VcpuState, PauseError> {
+        let msrs = self.vcpu.msrs.as_ref().ok_or(PauseError::NotForkable)?;
+        VcpuState::save(&self.vcpu.fd, &self.vcpu.cpuid, msrs).map_err(PauseError::Save)
+    }
+
     fn run(mut self) {
         let locked_in = (self.lock_in)();
         let failed = locked_in.is_err();
@@ -174,7 +258,15 @@ impl Body {
         if self.index == 0 {
             let _ = self.reports.send(Report::Running(Instant::now()));
         }
-        let stop = vcpu::run(&mut self.vcpu, &self.shared);
+        let stop = loop {
+            let stop = vcpu::run(&mut self.vcpu.fd, &self.shared);
+            if stop != Stop::Paused {
+                break stop;
+            }
+            let number = self.shared.pause_number();
+            let _ = self.reports.send(Report::Paused(self.index, number, Box::new(self.save())));
+            self.shared.wait_paused();
+        };
         let _ = self.reports.send(Report::Ended(stop));
         let _ = self.ended.write(1);
     }

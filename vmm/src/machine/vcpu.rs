@@ -4,8 +4,8 @@
 //! One thread a vCPU. [`decide`] is all the policy and is pure but for the devices it is given;
 //! the loop around it only enters the guest, counts and reports. It does no I/O of its own.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -25,6 +25,17 @@ pub enum Stop {
     Failed(String),
     /// The VM is being stopped from outside.
     Asked,
+    /// The VM is being paused: the vCPU may go on later.
+    Paused,
+}
+
+/// What the vCPUs are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Wish {
+    Run = 0,
+    Pause = 1,
+    Stop = 2,
 }
 
 /// What to do after an exit.
@@ -47,19 +58,66 @@ pub struct Shared {
     pub ports: Ports,
     /// Exits so far.
     pub counters: Counters,
-    stopping: AtomicBool,
+    /// A [`Wish`]; changed under `paused`, read without.
+    wish: AtomicU8,
+    /// How often a pause was asked for: tells an answer from one that came too late.
+    pauses: AtomicU64,
+    paused: Mutex<()>,
+    goes_on: Condvar,
 }
 
 impl Shared {
     /// Devices, with all counters at zero.
     pub fn new(bus: Bus, ports: Ports) -> Arc<Self> {
-        Arc::new(Self { bus, ports, counters: Counters::default(), stopping: AtomicBool::new(false) })
+        Arc::new(Self {
+            bus,
+            ports,
+            counters: Counters::default(),
+            wish: AtomicU8::new(Wish::Run as u8),
+            pauses: AtomicU64::new(0),
+            paused: Mutex::new(()),
+            goes_on: Condvar::new(),
+        })
     }
 
     /// Asks every vCPU to stop. A thread inside the guest notices at its next exit, so the asker
     /// must go on interrupting it with a signal until it has ended.
     pub fn ask_to_stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.wish(Wish::Stop);
+    }
+
+    /// Asks every vCPU to leave the guest and wait, as for [`Self::ask_to_stop`]; returns the
+    /// number of this pause.
+    pub fn ask_to_pause(&self) -> u64 {
+        let number = self.pauses.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        self.wish(Wish::Pause);
+        number
+    }
+
+    /// The number of the latest pause.
+    pub(super) fn pause_number(&self) -> u64 {
+        self.pauses.load(Ordering::Acquire)
+    }
+
+    /// Lets vCPUs that wait go on.
+    pub fn go_on(&self) {
+        self.wish(Wish::Run);
+    }
+
+    /// Waits, on a vCPU thread, until the pause is over.
+    pub(super) fn wait_paused(&self) {
+        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.goes_on.wait_while(paused, |()| self.wanted() == Wish::Pause as u8));
+    }
+
+    fn wish(&self, wish: Wish) {
+        let _paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wish.store(wish as u8, Ordering::Release);
+        self.goes_on.notify_all();
+    }
+
+    fn wanted(&self) -> u8 {
+        self.wish.load(Ordering::Acquire)
     }
 }
 
@@ -124,8 +182,13 @@ pub fn decide(exit: VcpuExit<'_>, bus: &Bus, ports: &Ports) -> Next {
 /// Runs a vCPU until it stops; the whole life of its thread after the gate.
 pub fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Stop {
     loop {
-        if shared.stopping.load(Ordering::Acquire) {
-            return Stop::Asked;
+        match shared.wanted() {
+            wish if wish == Wish::Run as u8 => {}
+            wish if wish == Wish::Pause as u8 => {
+                complete_exit(vcpu);
+                return Stop::Paused;
+            }
+            _ => return Stop::Asked,
         }
         let next = match vcpu.run() {
             Ok(exit) => {
@@ -144,6 +207,15 @@ pub fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Stop {
             Next::Fail(what) => return Stop::Failed(format!("{what}; {}", describe(vcpu))),
         }
     }
+}
+
+/// Lets KVM finish the access of the last exit (KVM API §5, `immediate_exit`), so that the state is
+/// that between two instructions. The guest does not run.
+fn complete_exit(vcpu: &mut VcpuFd) {
+    vcpu.set_kvm_immediate_exit(1);
+    // Answers EINTR by design; whatever else it says, the next entry will say again.
+    let _ = vcpu.run();
+    vcpu.set_kvm_immediate_exit(0);
 }
 
 /// Where the guest was when KVM failed, for a human.
@@ -177,7 +249,7 @@ mod tests {
 
     fn devices() -> (Bus, Ports) {
         let mut bus = Bus::default();
-        bus.attach(Box::new(Echo(7)));
+        bus.attach(Arc::new(Mutex::new(Echo(7))));
         (bus, Ports::new(console::new(None, None).0))
     }
 

@@ -97,6 +97,12 @@ impl Interrupt {
         self.shared.page.get(register::INTERRUPT_STATUS)
     }
 
+    /// Puts cause and latch back, without raising the line.
+    pub(super) fn restore(&self, status: u32, needs_reset: bool) {
+        self.shared.page.set(register::INTERRUPT_STATUS, status & (interrupt::USED_BUFFER | interrupt::CONFIG_CHANGE));
+        self.shared.needs_reset.store(needs_reset, Ordering::SeqCst);
+    }
+
     pub(super) fn acknowledge(&self, seen: u32) {
         self.shared.page.clear_bits(register::INTERRUPT_STATUS, seen);
     }

@@ -20,23 +20,20 @@ use super::device::{ActivateError, Activation, Device};
 use super::fault::GuestFault;
 use super::interrupt::Interrupt;
 use super::queue::Queue;
-use super::ring::Geometry;
 use super::spec::{feature, register, status};
 use crate::machine::bus::MmioDevice;
 use crate::machine::pages::ReadPage;
 use crate::memory::GuestRam;
+
+mod state;
+
+pub use state::{QueueRegisters, TransportState};
 
 /// "MIDG": what the driver reads as the vendor.
 const VENDOR_ID: u32 = 0x4744_494d;
 
 /// The order in which a driver sets its status bits (§3.1.1); each needs those before it.
 const STATUS_STEPS: [u32; 4] = [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK, status::DRIVER_OK];
-
-#[derive(Debug, Clone, Copy, Default)]
-struct QueueRegisters {
-    geometry: Geometry,
-    ready: bool,
-}
 
 /// Registers of fixed meaning that are shown; InterruptStatus and Status are [`Interrupt`]'s.
 const SHOWN: [u64; 12] = [
@@ -57,8 +54,8 @@ const SHOWN: [u64; 12] = [
 const CONFIG_BYTES: u64 = 256;
 
 /// One device behind its registers.
-pub struct Transport {
-    device: Box<dyn Device>,
+pub struct Transport<D> {
+    device: D,
     ram: Arc<GuestRam>,
     interrupt: Interrupt,
     page: ReadPage,
@@ -72,13 +69,13 @@ pub struct Transport {
     queues: Vec<QueueRegisters>,
 }
 
-impl Transport {
+impl<D: Device> Transport<D> {
     /// Puts registers in front of `device`; `irqfd` raises its interrupt line, `page` is where the
     /// guest reads them.
     ///
     /// # Errors
     /// When an eventfd cannot be made.
-    pub fn new(device: Box<dyn Device>, ram: GuestRam, irqfd: EventFd, page: ReadPage) -> io::Result<Self> {
+    pub fn new(device: D, ram: GuestRam, irqfd: EventFd, page: ReadPage) -> io::Result<Self> {
         let wait = if device.kicks_block() { 0 } else { EFD_NONBLOCK };
         let count = device.queue_max_sizes().len();
         let kicks = (0..count).map(|_| EventFd::new(EFD_CLOEXEC | wait)).collect::<io::Result<Vec<_>>>()?;
@@ -103,6 +100,11 @@ impl Transport {
         }
         transport.show();
         Ok(transport)
+    }
+
+    /// The device behind the registers.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// Brings the page that the guest reads up to date.
@@ -310,6 +312,10 @@ impl Transport {
             let queue = Queue::new(ram, registers.geometry, *max, self.driver_features)?;
             queues.push(queue);
         }
+        self.activation_of(queues)
+    }
+
+    fn activation_of(&self, queues: Vec<Queue>) -> Result<Activation, ActivateError> {
         let kicks = self.kicks.iter().map(EventFd::try_clone);
         let kicks = kicks.collect::<io::Result<Vec<_>>>();
         let kicks = kicks.map_err(|source| ActivateError::Host { what: "duplicating its kick eventfds", source })?;
@@ -335,7 +341,7 @@ impl Transport {
     }
 }
 
-impl MmioDevice for Transport {
+impl<D: Device> MmioDevice for Transport<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(within) = offset.checked_sub(register::CONFIG) {

@@ -37,6 +37,6 @@ pub use cursor::{Reader, ShortChain, Writer};
 pub use device::{ActivateError, Activation, Device};
 pub use fault::GuestFault;
 pub use interrupt::Interrupt;
-pub use mmio::Transport;
-pub use queue::Queue;
+pub use mmio::{QueueRegisters, Transport, TransportState};
+pub use queue::{Queue, QueueState};
 pub use ring::Geometry;

@@ -202,6 +202,25 @@ impl Queue {
         })
     }
 
+    /// Asks for a kick at the next chain that the guest offers, with those on offer left where they
+    /// are; returns how many these are.
+    ///
+    /// # Errors
+    /// The fault that latches, or has latched, this queue.
+    pub fn watch_offers(&mut self) -> Result<u16, GuestFault> {
+        self.guard(|queue| {
+            if queue.event_idx {
+                let next = queue.next_avail.wrapping_add(queue.pending()?);
+                queue.ring.set_avail_event(next)?;
+            } else {
+                queue.ring.set_used_flags(0)?;
+            }
+            // As in `enable_kicks`: our wish must be visible before avail.idx is read again.
+            fence(Ordering::SeqCst);
+            queue.pending()
+        })
+    }
+
     /// Tells the guest not to kick while we are at work anyway. Advisory: kicks may still come.
     ///
     /// # Errors

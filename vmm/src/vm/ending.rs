@@ -49,7 +49,7 @@ impl Evidence {
             Stop::Reset => (Reason::Reset, "the guest asked for a reset".to_owned()),
             Stop::Shutdown => (Reason::TripleFault, "the guest's CPU shut down (triple fault)".to_owned()),
             Stop::Failed(text) => (Reason::HostError, text),
-            Stop::Asked => (Reason::Stopped, self.cause.describe().to_owned()),
+            Stop::Asked | Stop::Paused => (Reason::Stopped, self.cause.describe().to_owned()),
         };
         let skip = self.lines.len().saturating_sub(TAIL_LINES);
         let console_tail = self.lines.into_iter().skip(skip).collect();

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::packet::HEADER_LEN_BYTES;
 use crate::virtio::vectored::SLICES_MAX;
-use crate::virtio::{Activation, Chain, GuestFault, Interrupt, Queue};
+use crate::virtio::{Activation, Chain, GuestFault, Interrupt, Queue, QueueState};
 
 /// Most rx chains filled by one read: Linux offers buffers of 4 KiB, and this is a full turn.
 pub(super) const BATCH_MAX: usize = SLICES_MAX / 2;
@@ -26,6 +26,9 @@ pub(super) struct Link {
     pub(super) interrupt: Interrupt,
     /// The guest must still be told of a transport reset.
     pub(super) is_reset_event_due: bool,
+    /// The guest was told of a transport reset, when it had this many event buffers on offer, and
+    /// must have dealt with it by this time in milliseconds at the latest.
+    pub(super) awaited: Option<(u16, u64)>,
     /// A queue is latched: nothing is served any more.
     pub(super) is_broken: bool,
     /// Tx chains given back of which the guest has not been told.
@@ -48,6 +51,7 @@ impl Link {
             kicks,
             interrupt,
             is_reset_event_due: false,
+            awaited: None,
             is_broken: false,
             tx_untold: 0,
             tx_deadline_ms: None,
@@ -57,7 +61,7 @@ impl Link {
 
     /// When `VsockWorker::pump` must be called, at the latest.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.tx_deadline_ms
+        [self.tx_deadline_ms, self.awaited.map(|(_, deadline_ms)| deadline_ms)].into_iter().flatten().min()
     }
 
     /// One interrupt for all that was used since the last, if the guest wants any. Given tx chains
@@ -78,6 +82,23 @@ impl Link {
             self.tx_deadline_ms = Some(now_ms.saturating_add(TX_TELL_MS));
         }
         Ok(())
+    }
+
+    /// Whether the guest has still to drop its connections: what arrives before it does would be
+    /// dropped with them. It says so by offering a buffer in place of the one that told it.
+    pub(super) fn is_resetting(&mut self, now_ms: u64) -> Result<bool, GuestFault> {
+        if let Some((offered, deadline_ms)) = self.awaited
+            && (self.event.watch_offers()? > offered || deadline_ms <= now_ms)
+        {
+            self.awaited = None;
+        }
+        Ok(self.is_reset_event_due || self.awaited.is_some())
+    }
+
+    /// The three queues' places, in order; none when they are latched.
+    pub(super) fn states(&self) -> Vec<QueueState> {
+        let all = [&self.rx, &self.tx, &self.event].map(Queue::state);
+        if self.is_broken { Vec::new() } else { all.into_iter().collect::<Option<_>>().unwrap_or_default() }
     }
 
     /// Takes an rx chain with room for a header and a byte, or `None` and asks for a kick.

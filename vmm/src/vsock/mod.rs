@@ -47,10 +47,13 @@ pub mod worker;
 
 mod transfer;
 
+mod twin;
+
 #[cfg(test)]
 pub(crate) mod model;
 #[cfg(test)]
 pub(crate) mod rig;
 
 pub use device::{Vsock, VsockControl, VsockError, pair};
+pub use twin::VsockState;
 pub use worker::VsockWorker;

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use super::connection::{Connection, HostEffect, Payload};
 use super::event::{Counts, Event};
 use super::packet::{Credit, HEADER_LEN_BYTES, Op, PORT_ANY, Packet, PacketFault, Ports, StrayReset};
-use super::table::{ConnectionId, Table};
+use super::table::{ConnectionId, HOST_PORT_END, HOST_PORT_FIRST, Table};
 
 /// Most RSTs without a connection that wait for the guest to take them. Beyond it the guest's
 /// packets wait in its own queue: none is dropped.
@@ -90,6 +90,18 @@ impl Mux {
     /// Connections there are, those with a last RST to send included.
     pub fn len(&self) -> usize {
         self.table.len()
+    }
+
+    /// The host's port of the next connection to the guest.
+    pub fn next_host_port(&self) -> u32 {
+        self.table.next_host_port
+    }
+
+    /// Takes up counting the host's ports at `port`, if it is one of them.
+    pub fn set_next_host_port(&mut self, port: u32) {
+        if (HOST_PORT_FIRST..HOST_PORT_END).contains(&port) {
+            self.table.next_host_port = port;
+        }
     }
 
     /// Whether there is none.

@@ -19,6 +19,8 @@ use super::worker::VsockWorker;
 use crate::virtio::vectored::Slices;
 use crate::virtio::{Chain, GuestFault, Reader};
 
+/// Longest wait for the guest to deal with a transport reset before it is spoken to again.
+const RESET_MAX_MS: u64 = 2_000;
 /// Most packets of the guest served before the other direction.
 const TX_PACKETS_MAX: u32 = 16;
 /// Most turns of connections given before the other direction.
@@ -269,6 +271,8 @@ impl VsockWorker {
             link.is_reset_event_due = written.is_err();
             link.event.push_used(chain)?;
         }
+        // None is on offer in its place yet: it is not told before `notify`.
+        link.awaited = Some((link.event.watch_offers()?, self.now_ms.saturating_add(RESET_MAX_MS)));
         link.notify(self.now_ms)
     }
 }

@@ -127,7 +127,7 @@ impl VsockWorker {
 
     // ---- The control half -------------------------------------------------------------------
 
-    fn on_commands(&mut self) {
+    pub(super) fn on_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Activate(activation) => self.activate(*activation),
@@ -207,8 +207,7 @@ impl VsockWorker {
 
     /// Lets clients in while there is room for them. They are left in the backlog otherwise.
     fn open_door(&mut self) {
-        let is_served = self.link.as_ref().is_some_and(|link| !link.is_broken);
-        if !is_served || self.door_pause_ms.is_some_and(|pause_ms| self.now_ms < pause_ms) {
+        if !self.may_enter() || self.door_pause_ms.is_some_and(|pause_ms| self.now_ms < pause_ms) {
             return;
         }
         self.door_pause_ms = None;

@@ -67,7 +67,7 @@ impl Disk for Plain {
 }
 
 struct Guest {
-    transport: Transport,
+    transport: Transport<Block>,
     driver: FakeDriver,
     irqfd: EventFd,
 }
@@ -77,7 +77,7 @@ fn guest_with(disk: Box<dyn Disk>, enter: impl FnOnce() -> io::Result<()> + Send
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let block = Block::new(disk, 3, enter).unwrap();
     let transport = Transport::new(
-        Box::new(block),
+        block,
         ram.clone(),
         irqfd.try_clone().unwrap(),
         crate::machine::pages::ReadPage::unseen().unwrap(),

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio::Geometry;
 use crate::virtio::fake::{
     FakeDriver, HOLE, Part, bring_up, negotiate, offered_features, place_queue, ram_with_hole, read32, write32,
 };
@@ -53,7 +54,7 @@ impl Device for Probe {
 }
 
 struct Rig {
-    transport: Transport,
+    transport: Transport<Probe>,
     seen: Arc<Mutex<Seen>>,
     irqfd: EventFd,
     drivers: [FakeDriver; 2],
@@ -65,7 +66,7 @@ fn rig() -> Rig {
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let line = irqfd.try_clone().unwrap();
     let page = ReadPage::unseen().unwrap();
-    let transport = Transport::new(Box::new(Probe(Arc::clone(&seen))), ram.clone(), line, page).unwrap();
+    let transport = Transport::new(Probe(Arc::clone(&seen)), ram.clone(), line, page).unwrap();
     let drivers = [FakeDriver::new(&ram, 0x1000, 16), FakeDriver::new(&ram, 0x2_0000, 4)];
     Rig { transport, seen, irqfd, drivers }
 }

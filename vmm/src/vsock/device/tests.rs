@@ -16,8 +16,7 @@ fn driver_finds_a_socket_device_with_its_cid() {
     let rig = Rig::inactive(VERSION_1);
     let irq = rig.irq.try_clone().unwrap();
     let mut transport =
-        Transport::new(Box::new(rig.device), rig.ram.clone(), irq, crate::machine::pages::ReadPage::unseen().unwrap())
-            .unwrap();
+        Transport::new(rig.device, rig.ram.clone(), irq, crate::machine::pages::ReadPage::unseen().unwrap()).unwrap();
     assert_eq!(read32(&mut transport, 0x08), 19);
     assert_eq!(read32(&mut transport, 0x100), 3, "guest_cid, low");
     assert_eq!(read32(&mut transport, 0x104), 0, "guest_cid, high");

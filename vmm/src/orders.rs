@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Orders of the host: one datagram each on the control socket, and the descriptors that come
+//! with it.
+//!
+//! A monitor that is started with a SOCK_SEQPACKET socket as its stdin is told more than its
+//! configuration there; the end of that socket is the end of the VM, as that of a plain lifeline
+//! is. Whoever holds the other end is trusted to start VMs, and to do so wrongly: a bad order is
+//! answered, never obeyed in part.
+//!
+//! | order | descriptors | answer |
+//! | --- | --- | --- |
+//! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pause_us":N,"save_us":N,"fork_us":N}}` |
+//! | `{"fork":{"uds":PATH}}`, to a resident | control, events, stderr of the fork, its listening socket | `{"forked":{"pid":N}}` |
+//! | `{"save":{}}`, to a resident | state, memory, one layer for each disk with an overlay | `{"saved":{"memory_bytes":N}}` |
+//! | any | | `{"failed":{"what":TEXT}}` |
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::net::sockopt::socket_type;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType, recvmsg, send,
+};
+use serde::{Deserialize, Serialize};
+
+/// Longest datagram: a configuration is the longest.
+pub const ORDER_MAX_BYTES: usize = 128 << 10;
+/// Most descriptors with one order: three streams or files, and a layer for each disk.
+pub const DESCRIPTORS_MAX: usize = 16;
+
+/// What the host wants.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// Fork off a resident that holds this VM as it is now, and go on.
+    Freeze {},
+    /// Make a VM of what the resident holds.
+    Fork {
+        /// Where the fork's guest connects to: `<uds>_<port>`.
+        uds: PathBuf,
+    },
+    /// Write what the resident holds into files.
+    Save {},
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// There is a resident; the VM goes on.
+    Frozen {
+        /// From the order to the guest's going on, in microseconds.
+        pause_us: u64,
+        /// Of that, until the state was taken.
+        save_us: u64,
+        /// Of that, the call of `fork(2)`.
+        fork_us: u64,
+    },
+    /// There is a fork.
+    Forked {
+        /// Its process id, as the resident sees it.
+        pid: u32,
+    },
+    /// The files are complete and on disk.
+    Saved {
+        /// Bytes of memory that were not zero.
+        memory_bytes: u64,
+    },
+    /// The order could not be carried out; everything is as before.
+    Failed {
+        /// Why.
+        what: String,
+    },
+}
+
+/// An order as it arrived.
+#[derive(Debug)]
+pub struct Received {
+    /// What is wanted, or what is wrong with it.
+    pub order: Result<Order, String>,
+    /// What came with it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// The monitor's end.
+#[derive(Debug)]
+pub struct ControlSocket(OwnedFd);
+
+impl ControlSocket {
+    /// Takes a descriptor, if it is a socket that keeps datagrams apart.
+    ///
+    /// # Errors
+    /// The descriptor, if it is anything else.
+    pub fn new(fd: OwnedFd) -> Result<Self, OwnedFd> {
+        if socket_type(&fd) == Ok(SocketType::SEQPACKET) { Ok(Self(fd)) } else { Err(fd) }
+    }
+
+    /// The first datagram as it is: the configuration.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn receive_text(&self) -> io::Result<Vec<u8>> {
+        Ok(self.receive_raw()?.0)
+    }
+
+    /// Waits for the next order; `None` at the end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn receive(&self) -> io::Result<Option<Received>> {
+        let (text, descriptors) = self.receive_raw()?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let order = serde_json::from_slice(&text).map_err(|error| format!("understanding the order: {error}"));
+        Ok(Some(Received { order, descriptors }))
+    }
+
+    fn receive_raw(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut bytes = vec![0; ORDER_MAX_BYTES];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let got = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            let text = format!("a datagram of more than {ORDER_MAX_BYTES} bytes or {DESCRIPTORS_MAX} descriptors");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        bytes.truncate(got.bytes);
+        Ok((bytes, descriptors))
+    }
+
+    /// Answers. A host that is gone or does not listen is found out by the end of the socket.
+    pub fn answer(&self, answer: &Answer) {
+        if let Ok(text) = serde_json::to_vec(answer) {
+            let _ = send(&self.0, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
+    }
+
+    /// The descriptor, for whoever waits for it.
+    pub fn descriptor(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+/// What ends the VM when it closes; a socket also brings orders.
+#[derive(Debug)]
+pub enum Lifeline {
+    /// A pipe or the like: bytes on it mean nothing.
+    Plain(OwnedFd),
+    /// A control socket.
+    Control(ControlSocket),
+}
+
+impl Lifeline {
+    /// Looks at what `fd` is.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Self {
+        ControlSocket::new(fd).map_or_else(Self::Plain, Self::Control)
+    }
+}
+
+#[cfg(test)]
+mod tests;
