@@ -6,12 +6,18 @@
 //!
 //! **Conversations.** Every conversation is a stream of its own.
 //! - *Control*: the agent connects to the host's port [`READY_PORT`] as soon as a command can be answered and says
-//!   `Hello`; the host answers `Welcome`. The stream stays open for `Ping`, `GetStats`, `Quiesce`, `Shutdown`. When it is
-//!   lost the agent connects again and says `Hello` again.
+//!   `Hello`; the host answers `Welcome`. The stream stays open for `Ping`, `GetStats`, `Quiesce`, `Freeze`, `Shutdown`.
+//!   When it is lost the agent connects again and says `Hello` again, but not while it is frozen.
 //! - *A command*: the host connects to the guest's port [`AGENT_PORT`] and sends `Exec` or `Attach`. The agent answers
 //!   `Started`, then output as it comes, then `Exited`, and closes; or `Refused`. Closing the host's half of the stream
 //!   means the same as `StdinEof`; a stream that is gone in both directions loses the client.
 //! - *Files*: the host connects to [`AGENT_PORT`] and sends file requests, each after the answer to the one before.
+//!
+//! **Copies of a machine.** `Freeze` on the control conversation brings the guest to a stand: conversations that are opened
+//! then wait unanswered, and nothing but the agent runs. `Thaw` ends it in the same machine. In a copy every conversation
+//! is broken, and the agent calls nobody: the host opens a conversation with `Resume`, whose `Welcome` makes the copy
+//! unique before anything else runs in it. When that fails the answer is `Error` and the guest stays frozen. Commands that
+//! ran go on in the copy without their client, whether or not they keep a replay to `Attach` to.
 //!
 //! A command's standard input has a window, so that `Signal` and `Resize` never queue behind bytes the command does not
 //! read: the sender stops [`STDIN_WINDOW_BYTES`] beyond the last `StdinTaken`.
@@ -32,8 +38,8 @@ pub use frame::{DecodeError, Decoder, EncodeError, OutputStream, encode, encode_
 pub use message::{Message, ToAgent, ToHost, kind_name};
 pub use records::{
     Attach, Change, ChangeKind, Changes, Entry, EnvVar, ErrorCode, Exec, Exited, Failure, FileKind, FileRead,
-    FileWrite, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output, Owner, Refused, Remove, Stage,
-    Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize, WriteHow,
+    FileWrite, Freeze, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output, Owner, Refused, Remove,
+    Stage, Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize, WriteHow,
 };
 pub use version::{VersionMismatch, negotiate};
 

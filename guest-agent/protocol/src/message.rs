@@ -3,8 +3,8 @@
 
 use crate::field::{Field, FieldError, Payload};
 use crate::records::{
-    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Hello, InitFailed, List, Metadata,
-    Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut, Welcome, WindowSize,
+    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Freeze, Hello, InitFailed, List,
+    Metadata, Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut, Welcome, WindowSize,
 };
 
 /// One direction of a conversation.
@@ -98,6 +98,13 @@ direction! {
         /// Write all file systems out, answer `Done`, reset the machine; control conversation. The reset may overtake the
         /// answer.
         Shutdown = 0x0005,
+        /// Stop everything but the agent, so that the machine can be copied; answered by `Done`; control conversation.
+        Freeze(Freeze) = 0x0006,
+        /// Undo `Freeze` in the machine it was sent to; answered by `Done`; control conversation.
+        Thaw = 0x0007,
+        /// Become a machine of its own after `Freeze`, in a copy; answered by `Done`; first message. Its conversation is the
+        /// control conversation from then on.
+        Resume(Welcome) = 0x0008,
         /// Run a command; first message.
         Exec(Exec) = 0x0010,
         /// Take over a running command; first message.

@@ -27,7 +27,8 @@ records! {
         at_us: u64,
     }
 
-    /// The host's answer to [`Hello`]. No command starts before its content is in force.
+    /// The host's answer to [`Hello`], and what makes a copy of a machine unique. No command starts before its content is in
+    /// force.
     Welcome {
         /// The version spoken from now on, by [`crate::negotiate`].
         version: u16,
@@ -39,6 +40,13 @@ records! {
         hostname: String,
         /// The guest's machine id.
         machine_id: [u8; 16],
+    }
+
+    /// A request to hold still: conversations that are opened from now on wait, what commands started stands still, and
+    /// file systems are written out.
+    Freeze {
+        /// The agent hangs up after its answer and does not call again: it waits for `Resume`.
+        leave: bool,
     }
 
     /// Sent in place of [`Hello`] when the guest could not be set up. The guest resets itself after it.
