@@ -2,11 +2,14 @@
 //! One control group a command: a bound on processes, and a way to kill all of them at once. Where the kernel has no
 //! cgroup v2 the command's processes are found by walking `/proc`.
 
+mod freezer;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+pub(crate) use self::freezer::{FreezeError, Standstill};
 use crate::sys::process::kill;
 
 /// Rounds of killing by walking: a process that forks faster than this is walked is stopped by its limit.
@@ -95,6 +98,12 @@ impl Drop for Tree {
 fn sweep() {
     let mut left = LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner);
     left.retain(|dir| fs::remove_dir(dir).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+}
+
+/// Brings everything that commands started to a stand.
+pub(crate) fn freeze_everything() -> Result<Standstill, FreezeError> {
+    let root = BASE.get().and_then(|(base, _)| base.parent()).ok_or(FreezeError::NoGroups)?;
+    Standstill::begin(root)
 }
 
 /// Kills every process but this one.

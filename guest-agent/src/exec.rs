@@ -25,6 +25,7 @@ pub(crate) use self::command::WORKSPACE;
 use self::session::Session;
 use crate::cgroup::Tree;
 use crate::link::{Conversation, LinkError};
+use crate::serve::Pass;
 use crate::sys::fd::Bell;
 
 /// Commands that run at once.
@@ -49,6 +50,7 @@ struct Shared {
 #[derive(Debug)]
 struct Offer {
     client: Client,
+    pass: Pass,
     stdout_offset: u64,
     stderr_offset: u64,
 }
@@ -113,7 +115,7 @@ impl Shared {
 }
 
 /// Runs a command in the conversation that asked for it, and returns when nobody can ask for it any more.
-pub(crate) fn run(mut conversation: Conversation, exec: &Exec) -> Result<(), LinkError> {
+pub(crate) fn run(mut conversation: Conversation, exec: &Exec, pass: Pass) -> Result<(), LinkError> {
     let place = match Place::take() {
         Ok(place) => place,
         Err(refused) => return conversation.send(&ToHost::Refused(refused)),
@@ -128,7 +130,7 @@ pub(crate) fn run(mut conversation: Conversation, exec: &Exec) -> Result<(), Lin
     match reaper::start(&command.program, Arc::clone(&place.0.bell)) {
         Ok(child) => {
             let limits = (exec.timeout_ms, exec.replay_bytes);
-            Session::new(Arc::clone(&place.0), (child, tree), command, client, limits).run();
+            Session::new(Arc::clone(&place.0), (child, tree), command, (client, pass), limits).run();
             Ok(())
         }
         Err((step, error)) => {
@@ -139,14 +141,15 @@ pub(crate) fn run(mut conversation: Conversation, exec: &Exec) -> Result<(), Lin
 }
 
 /// Hands a conversation to the session it asks for.
-pub(crate) fn attach(mut conversation: Conversation, attach: &Attach) -> Result<(), LinkError> {
+pub(crate) fn attach(mut conversation: Conversation, attach: &Attach, pass: Pass) -> Result<(), LinkError> {
     let Some(shared) = sessions().get(&attach.exec_id).cloned() else {
         let text = format!("attaching to command {}: there is none, or it has ended long ago", attach.exec_id);
         return conversation.send(&ToHost::Error(Failure { code: ErrorCode::NotFound, errno: 0, text }));
     };
     let (stdout_offset, stderr_offset) = (attach.stdout_offset, attach.stderr_offset);
     let client = Client::new(conversation).map_err(|error: io::Error| LinkError::Stream(error))?;
-    *shared.offer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Offer { client, stdout_offset, stderr_offset });
+    *shared.offer.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Offer { client, pass, stdout_offset, stderr_offset });
     shared.bell.ring();
     Ok(())
 }

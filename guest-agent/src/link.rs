@@ -3,6 +3,7 @@
 //! Knows nothing of what the messages mean.
 
 use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use midge_protocol::{
     AGENT_PORT, DecodeError, Decoder, EncodeError, ErrorCode, Failure, READY_PORT, ToAgent, ToHost, encode,
 };
 
+use crate::sys::fd::{Watch, wait};
 use crate::sys::vsock;
 
 /// Most bytes taken from a stream at once.
@@ -61,14 +63,16 @@ pub(crate) enum Listener {
 }
 
 impl Host {
-    /// Where the host's conversations arrive.
+    /// Where the host's conversations arrive; taking one never waits.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         match self {
             Self::Vsock => vsock::listen_on(AGENT_PORT).map(Listener::Vsock),
             Self::Unix(dir) => {
                 let path = dir.join("agent.sock");
                 remove_stale(&path)?;
-                UnixListener::bind(path).map(Listener::Unix)
+                let listener = UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Unix(listener))
             }
         }
     }
@@ -90,11 +94,20 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 impl Listener {
-    /// The next conversation's stream.
+    /// The next conversation's stream, or [`io::ErrorKind::WouldBlock`].
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         match self {
             Self::Vsock(listener) => listener.accept(),
             Self::Unix(listener) => listener.accept().map(|(stream, _)| stream),
+        }
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Vsock(listener) => listener.as_raw_fd(),
+            Self::Unix(listener) => listener.as_raw_fd(),
         }
     }
 }
@@ -137,21 +150,46 @@ impl Conversation {
     /// The next message; `None` when the host has closed its half between two messages.
     pub(crate) fn receive(&mut self) -> Result<Option<ToAgent>, LinkError> {
         loop {
-            let mut rest = &self.buffer.bytes[self.taken..self.filled];
-            let message = self.decoder.decode(&mut rest)?;
-            self.taken = self.filled - rest.len();
-            if message.is_some() {
-                return Ok(message);
+            if let Some(message) = self.received()? {
+                return Ok(Some(message));
             }
-            self.taken = 0;
-            self.filled = match self.buffer.read(&self.stream, READ_MAX_BYTES) {
-                Ok([]) if self.decoder.is_at_boundary() => return Ok(None),
-                Ok([]) => return Err(LinkError::Unfinished),
-                Ok(received) => received.len(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error.into()),
-            };
+            if !self.read()? {
+                return Ok(None);
+            }
         }
+    }
+
+    /// The next message among what was read, if it is complete.
+    pub(crate) fn received(&mut self) -> Result<Option<ToAgent>, LinkError> {
+        let mut rest = &self.buffer.bytes[self.taken..self.filled];
+        let message = self.decoder.decode(&mut rest)?;
+        self.taken = self.filled - rest.len();
+        Ok(message)
+    }
+
+    /// Reads once, after all that was read before has been taken; false when the host has closed its half between two
+    /// messages.
+    pub(crate) fn read(&mut self) -> Result<bool, LinkError> {
+        (self.taken, self.filled) = (0, 0);
+        self.filled = match self.buffer.read(&self.stream, READ_MAX_BYTES) {
+            Ok([]) if self.decoder.is_at_boundary() => return Ok(false),
+            Ok([]) => return Err(LinkError::Unfinished),
+            Ok(received) => received.len(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(true)
+    }
+
+    /// What to wait for before the next [`Conversation::read`]; without `read` only for its end.
+    pub(crate) fn watch(&self, read: bool) -> Watch {
+        Watch::new(&self.stream, read, false)
+    }
+
+    /// Whether the host has given it up in both directions.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut watches = [self.watch(false)];
+        wait(&mut watches, Some(Duration::ZERO)).is_ok() && watches[0].hung_up()
     }
 
     /// Sends one message whole, and all that were queued before it.
@@ -172,10 +210,9 @@ impl Conversation {
         Ok(())
     }
 
-    /// Lets reads and writes that take longer fail; `None` waits for ever.
+    /// Lets reads that take longer fail; `None` waits for ever.
     pub(crate) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.stream.set_read_timeout(timeout)?;
-        self.stream.set_write_timeout(timeout)
+        self.stream.set_read_timeout(timeout)
     }
 
     /// The stream with everything that was received on it and not taken.

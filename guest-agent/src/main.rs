@@ -13,6 +13,7 @@ mod cmdline;
 mod control;
 mod exec;
 mod files;
+mod identity;
 mod init;
 mod link;
 mod serve;
@@ -21,22 +22,19 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod users;
+mod waiting;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::thread;
 
 use rustix::fs::Mode;
 
-use crate::control::{Power, Report};
+use crate::control::{Agent, Power, Report};
 use crate::files::changes::{Overlay, Overlays, set_overlays};
 use crate::init::Stages;
-use crate::link::{Host, Listener};
-use crate::serve::{Gate, serve};
+use crate::link::Host;
+use crate::serve::Gate;
 use crate::sys::process::{ignore_broken_pipes, set_umask, share_one_heap};
-
-/// Stack of the thread that takes conversations, in bytes.
-const STACK_BYTES: usize = 128 * 1024;
 
 static GATE: Gate = Gate::new();
 
@@ -77,8 +75,7 @@ fn run_guest() -> ! {
     match listener {
         Ok(listener) => {
             stages.mark("ready");
-            take_conversations(listener);
-            converse(&host, Power::Machine, stages.report(), Some(init::after_hello))
+            Agent::new(host, listener, Power::Machine, &GATE, stages.report()).serve(Some(init::after_hello))
         }
         Err(error) => init::give_up(&host, &error),
     }
@@ -90,24 +87,12 @@ fn serve_unix(dir: PathBuf, overlays: Overlays) -> u8 {
     let host = Host::Unix(dir);
     match host.listen() {
         Ok(listener) => {
-            take_conversations(listener);
-            converse(&host, Power::Process, Report::default(), None::<fn() -> Vec<String>>)
+            let agent = Agent::new(host, listener, Power::Process, &GATE, Report::default());
+            agent.serve(None::<fn() -> Vec<String>>)
         }
         Err(error) => {
             eprintln!("midge-agent: listening for conversations: {error}");
             1
         }
     }
-}
-
-fn take_conversations(listener: Listener) {
-    let builder = thread::Builder::new().name("accept".into()).stack_size(STACK_BYTES);
-    if let Err(error) = builder.spawn(move || serve(&listener, &GATE)) {
-        // Without this thread no command can be run; the host sees a guest that never answers one.
-        init::log(&format!("starting the thread that takes conversations: {error}"));
-    }
-}
-
-fn converse(host: &Host, power: Power, report: Report, after_hello: Option<impl FnOnce() -> Vec<String>>) -> ! {
-    control::converse(host, power, &GATE, report, after_hello)
 }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Takes conversations, each on a thread of its own, and passes them to what their first message asks for.
+//! Conversations that the host opens: each on a thread of its own, behind the gate, and passed to what its first message
+//! asks for.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use midge_protocol::{ErrorCode, Failure, MAX_CONVERSATIONS, Message as _, ToAgent, ToHost};
 
-use crate::link::{Conversation, LinkError, Listener, failure};
+use crate::link::{Conversation, LinkError, failure};
 use crate::{exec, files};
 
 /// Stack of a conversation's thread, in bytes.
@@ -17,33 +19,80 @@ const STACK_BYTES: usize = 256 * 1024;
 const FIRST_MESSAGE_MAX: Duration = Duration::from_secs(30);
 /// How long a command waits for the host's `Welcome`.
 const WELCOME_MAX: Duration = Duration::from_secs(30);
-/// Pause after an accept that failed for want of memory or descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Closed until the host's `Welcome` is in force: no command sees an old clock or another guest's random numbers.
-#[derive(Debug, Default)]
+/// Where every conversation passes before it does anything. Closed until the host's `Welcome` is in force, so that no
+/// command sees an old clock or another guest's random numbers, and closed again while the guest is frozen.
+#[derive(Debug)]
 pub(crate) struct Gate {
-    is_open: Mutex<bool>,
+    state: Mutex<State>,
     opened: Condvar,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    is_open: bool,
+    is_frozen: bool,
+    /// How many times this guest has become a copy of another.
+    copies: u64,
+}
+
+/// The right to act, given by the gate to one conversation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass {
+    gate: &'static Gate,
+    copies: u64,
 }
 
 impl Gate {
     pub(crate) const fn new() -> Self {
-        Self { is_open: Mutex::new(false), opened: Condvar::new() }
+        let state = State { is_open: false, is_frozen: false, copies: 0 };
+        Self { state: Mutex::new(state), opened: Condvar::new() }
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().is_open
+    }
+
+    /// The host's `Welcome` is in force, or a frozen guest runs on.
     pub(crate) fn open(&self) {
-        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let mut state = self.state();
+        (state.is_open, state.is_frozen) = (true, false);
         self.opened.notify_all();
     }
 
-    /// Whether it is open, at the latest after `timeout`.
-    pub(crate) fn pass(&self, timeout: Duration) -> bool {
-        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.opened.wait_timeout_while(is_open, timeout, |is_open| !*is_open);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+    /// Lets nobody through until it is opened.
+    pub(crate) fn freeze(&self) {
+        let mut state = self.state();
+        (state.is_open, state.is_frozen) = (false, true);
+    }
+
+    /// A frozen guest runs on as another one.
+    pub(crate) fn open_in_copy(&self) {
+        self.state().copies += 1;
+        self.open();
+    }
+
+    /// Waits until it is open: for as long as the guest is frozen, else at most `patience`.
+    pub(crate) fn pass(&'static self, patience: Duration) -> Option<Pass> {
+        let state = self.state();
+        let waited = self.opened.wait_timeout_while(state, patience, |state| !state.is_open && !state.is_frozen);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let state = self.opened.wait_while(state, |state| state.is_frozen).unwrap_or_else(PoisonError::into_inner);
+        state.is_open.then_some(Pass { gate: self, copies: state.copies })
+    }
+}
+
+impl Pass {
+    /// Whether this guest has become another since; while it is frozen this cannot be said, and waits.
+    pub(crate) fn is_from_before_a_copy(self) -> bool {
+        let waited = self.gate.opened.wait_while(self.gate.state(), |state| state.is_frozen);
+        waited.unwrap_or_else(PoisonError::into_inner).copies != self.copies
     }
 }
 
@@ -62,56 +111,71 @@ impl Drop for Open {
     }
 }
 
-/// Takes conversations for ever.
-pub(crate) fn serve(listener: &Listener, gate: &'static Gate) {
-    loop {
-        let Ok(stream) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
-            continue;
-        };
-        let mut conversation = Conversation::new(stream);
-        let (open, is_room) = Open::count();
-        if !is_room {
-            // Best effort: a full stream of a host that does not read is closed in any case.
-            let _ = conversation.send(&ToHost::Error(busy()));
-            continue;
-        }
-        let builder = thread::Builder::new().name("conversation".into()).stack_size(STACK_BYTES);
-        let started = builder.spawn(move || {
-            // A conversation that broke has nobody left to tell.
-            let _ = converse(conversation, gate);
-            drop(open);
-        });
-        if started.is_err() {
-            thread::sleep(ACCEPT_PAUSE);
-        }
+/// Serves a conversation on a thread of its own; `first` is its first message, if that has come.
+pub(crate) fn start(mut conversation: Conversation, first: Option<ToAgent>, gate: &'static Gate) -> io::Result<()> {
+    let (open, is_room) = Open::count();
+    if !is_room {
+        // Best effort: a full stream of a host that does not read is closed in any case.
+        let _ = conversation.send(&ToHost::Error(busy()));
+        return Ok(());
     }
+    let builder = thread::Builder::new().name("conversation".into()).stack_size(STACK_BYTES);
+    builder.spawn(move || {
+        // A conversation that broke has nobody left to tell.
+        let _ = converse(conversation, first, gate);
+        drop(open);
+    })?;
+    Ok(())
 }
 
-fn busy() -> Failure {
+/// The answer to one conversation too many.
+pub(crate) fn busy() -> Failure {
     let text = format!("opening a conversation: {MAX_CONVERSATIONS} are open, which is the most; close one first");
     Failure { code: ErrorCode::Busy, errno: libc::EAGAIN, text }
 }
 
 /// One conversation from its first message to its end.
-pub(crate) fn converse(mut conversation: Conversation, gate: &Gate) -> Result<(), LinkError> {
-    conversation.set_timeout(Some(FIRST_MESSAGE_MAX))?;
-    let first = match conversation.receive() {
-        Ok(Some(first)) => first,
-        Ok(None) => return Ok(()),
-        Err(error) => return conversation.send(&ToHost::Error(failure(&error))),
+pub(crate) fn converse(
+    mut conversation: Conversation,
+    first: Option<ToAgent>,
+    gate: &'static Gate,
+) -> Result<(), LinkError> {
+    let first = match first {
+        Some(first) => first,
+        None => match first_message(&mut conversation) {
+            Ok(Some(first)) => first,
+            Ok(None) => return Ok(()),
+            Err(error) => return conversation.send(&ToHost::Error(failure(&error))),
+        },
     };
-    conversation.set_timeout(None)?;
-    if !gate.pass(WELCOME_MAX) {
+    if let ToAgent::Resume(_) = first {
+        let text = "received `Resume`, which opens a conversation only with a guest that is frozen".to_owned();
+        return conversation.send(&ToHost::Error(Failure { code: ErrorCode::Protocol, errno: 0, text }));
+    }
+    let waits = !gate.is_open();
+    let Some(pass) = gate.pass(WELCOME_MAX) else {
         let text = "the host has not said `Welcome` on the control conversation yet".to_owned();
         let failure = Failure { code: ErrorCode::Protocol, errno: 0, text };
         return conversation.send(&ToHost::Error(failure));
+    };
+    // In a copy the one who asked is another guest's client: what it asked for is done there.
+    if waits && conversation.is_gone() {
+        return Ok(());
     }
     match first {
-        ToAgent::Exec(exec) => exec::run(conversation, &exec),
-        ToAgent::Attach(attach) => exec::attach(conversation, &attach),
-        first => answer_requests(conversation, first),
+        ToAgent::Exec(exec) => exec::run(conversation, &exec, pass),
+        ToAgent::Attach(attach) => exec::attach(conversation, &attach, pass),
+        first => {
+            conversation.set_timeout(None)?;
+            answer_requests(conversation, first)
+        }
     }
+}
+
+/// Nothing ends the wait but this time-out: commands do not block on their stream, the rest takes it back.
+fn first_message(conversation: &mut Conversation) -> Result<Option<ToAgent>, LinkError> {
+    conversation.set_timeout(Some(FIRST_MESSAGE_MAX))?;
+    conversation.receive()
 }
 
 /// Requests for files, one after another.

@@ -35,7 +35,7 @@ impl Peer {
         let (stream, theirs) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let agent = Some(thread::spawn(|| converse(Conversation::new(theirs), open_gate())));
+        let agent = Some(thread::spawn(|| converse(Conversation::new(theirs), None, open_gate())));
         Self { stream, decoder: Decoder::new(), received: Vec::new(), agent }
     }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The control conversation from the host's side, and what a `Welcome` may say.
+//! The control conversation from the host's side.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use midge_protocol::{Decoder, Stats, encode};
+use midge_protocol::{Decoder, MIN_ENTROPY_BYTES, Stats, encode};
 
 use super::*;
 
@@ -15,27 +15,6 @@ fn welcome() -> Welcome {
         entropy: vec![7; MIN_ENTROPY_BYTES],
         hostname: "sandbox-1".into(),
         machine_id: [1; 16],
-    }
-}
-
-#[test]
-fn a_welcome_within_its_limits_is_accepted() {
-    accept(&welcome(), Power::Process).unwrap();
-    accept(&Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES), ..welcome() }, Power::Process).unwrap();
-}
-
-#[test]
-fn a_welcome_beyond_its_limits_is_refused_with_the_range() {
-    let cases = [
-        (Welcome { version: NEWEST_VERSION + 1, ..welcome() }, "version 2"),
-        (Welcome { entropy: vec![7; MIN_ENTROPY_BYTES - 1], ..welcome() }, "at least 32"),
-        (Welcome { hostname: String::new(), ..welcome() }, "1 to 64"),
-        (Welcome { hostname: "a".repeat(HOSTNAME_MAX_BYTES + 1), ..welcome() }, "1 to 64"),
-        (Welcome { hostname: "a\nb".into(), ..welcome() }, "letters"),
-    ];
-    for (case, expected) in cases {
-        let failure = accept(&case, Power::Process).unwrap_err();
-        assert!(failure.text.contains(expected), "{}", failure.text);
     }
 }
 
@@ -50,9 +29,11 @@ fn agent(gate: &'static Gate) -> Caller {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("ready.sock")).unwrap();
     let host = Host::Unix(dir.path().to_owned());
+    let conversations = host.listen().unwrap();
     let report = Report { stages: vec![Stage { name: "ready".into(), at_us: 7 }], warnings: Vec::new() };
     // Calls for as long as the tests run; nobody listens after this one.
-    thread::spawn(move || converse(&host, Power::Process, gate, report, Some(|| vec!["late".to_owned()])));
+    let agent = Agent::new(host, conversations, Power::Process, gate, report);
+    thread::spawn(move || agent.serve(Some(|| vec!["late".to_owned()])));
     Caller { listener, _dir: dir }
 }
 
@@ -118,11 +99,11 @@ fn commands_wait_for_a_welcome_that_is_accepted() {
     line.hello();
     let refused = line.ask(&ToAgent::Welcome(Welcome { entropy: Vec::new(), ..welcome() }));
     assert!(matches!(refused, Some(ToHost::Error(_))), "{refused:?}");
-    assert!(!GATE.pass(Duration::from_millis(20)));
+    assert!(GATE.pass(Duration::from_millis(20)).is_none());
     let mut bytes = Vec::new();
     encode(&ToAgent::Welcome(welcome()), &mut bytes).unwrap();
     line.stream.write_all(&bytes).unwrap();
-    assert!(GATE.pass(Duration::from_secs(10)));
+    assert!(GATE.pass(Duration::from_secs(10)).is_some());
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::reaper::Child;
 use super::{Offer, Shared};
 use crate::cgroup::Tree;
 use crate::link::{ReadBuffer, failure};
+use crate::serve::Pass;
 use crate::sys::fd::{Watch, wait};
 use crate::sys::tty;
 
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     input: Input,
     outputs: [Output; 2],
     client: Option<Client>,
+    /// What the last client came with.
+    pass: Pass,
     /// Without a replay the command belongs to its client.
     has_replay: bool,
     deadline: Option<Instant>,
@@ -46,7 +49,7 @@ impl Session {
         shared: Arc<Shared>,
         (child, tree): (Child, Tree),
         command: Command,
-        client: Client,
+        (client, pass): (Client, Pass),
         (timeout_ms, replay_bytes): (u64, u32),
     ) -> Self {
         let ends = command.ends;
@@ -65,6 +68,7 @@ impl Session {
             timed_out: false,
             exited: None,
             client: Some(client),
+            pass,
             shared,
             child,
             tree,
@@ -187,11 +191,11 @@ impl Session {
 
     /// A client came to take over.
     fn take_offer(&mut self) {
-        let Some(Offer { mut client, stdout_offset, stderr_offset }) = self.shared.take_offer() else { return };
+        let Some(Offer { mut client, pass, stdout_offset, stderr_offset }) = self.shared.take_offer() else { return };
         let [stdout, stderr] = &mut self.outputs;
         match stdout.replay.seek(stdout_offset).and_then(|()| stderr.replay.seek(stderr_offset)) {
             Ok(()) => {
-                self.client = Some(client);
+                (self.client, self.pass) = (Some(client), pass);
                 self.greet();
             }
             Err(error) => {
@@ -208,7 +212,8 @@ impl Session {
             client.send(&ToHost::Error(failure));
             let _ = client.flush();
         }
-        if !self.has_replay && self.exited.is_none() {
+        // A client that is lost because the guest was copied has its command elsewhere; this one goes on without.
+        if !self.has_replay && self.exited.is_none() && !self.pass.is_from_before_a_copy() {
             self.tree.kill(self.child.pid);
         }
     }

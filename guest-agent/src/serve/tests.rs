@@ -7,17 +7,36 @@ use std::os::unix::net::UnixStream;
 use midge_protocol::{Decoder, encode};
 
 use super::*;
+use crate::control::{Agent, Power, Report};
 use crate::link::Host;
 use crate::testing::exec;
 
 #[test]
 fn a_gate_lets_pass_only_when_it_is_open() {
     static GATE: Gate = Gate::new();
-    assert!(!GATE.pass(Duration::from_millis(5)));
+    assert!(GATE.pass(Duration::from_millis(5)).is_none());
     let waiting = thread::spawn(|| GATE.pass(Duration::from_secs(10)));
     GATE.open();
-    assert!(waiting.join().unwrap());
-    assert!(GATE.pass(Duration::ZERO));
+    assert!(waiting.join().unwrap().is_some());
+    assert!(GATE.pass(Duration::ZERO).is_some());
+}
+
+#[test]
+fn a_frozen_gate_has_no_time_limit_and_tells_afterwards_whether_the_guest_was_copied() {
+    static GATE: Gate = Gate::new();
+    GATE.open();
+    let pass = GATE.pass(Duration::ZERO).unwrap();
+    GATE.freeze();
+    let waiting = thread::spawn(|| GATE.pass(Duration::ZERO));
+    let asking = thread::spawn(move || pass.is_from_before_a_copy());
+    thread::sleep(Duration::from_millis(20));
+    assert!(!waiting.is_finished() && !asking.is_finished());
+    GATE.open();
+    assert!(waiting.join().unwrap().is_some() && !asking.join().unwrap());
+    GATE.freeze();
+    GATE.open_in_copy();
+    assert!(pass.is_from_before_a_copy());
+    assert!(!GATE.pass(Duration::ZERO).unwrap().is_from_before_a_copy());
 }
 
 /// All that comes until the stream's end.
@@ -44,8 +63,9 @@ fn as_many_conversations_as_promised_are_served_and_one_more_is_told_so() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let listener = Host::Unix(dir.path().to_owned()).listen().unwrap();
-    thread::spawn(move || serve(&listener, &GATE));
+    let host = Host::Unix(dir.path().to_owned());
+    let agent = Agent::new(host.clone(), host.listen().unwrap(), Power::Process, &GATE, Report::default());
+    thread::spawn(move || agent.serve(None::<fn() -> Vec<String>>));
     let connect = || UnixStream::connect(dir.path().join("agent.sock")).unwrap();
     let mut open: Vec<UnixStream> = (0..MAX_CONVERSATIONS).map(|_| connect()).collect();
     let refused = rest(connect());

@@ -3,14 +3,14 @@
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in the standard library")]
 
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::system::{RebootCommand, reboot};
+use rustix::system::{RebootCommand, reboot, sethostname};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use super::check;
@@ -70,6 +70,11 @@ pub(crate) fn set_clock(unix_time_ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
+/// Sets the host name.
+pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
+    Ok(sethostname(name.as_bytes())?)
+}
+
 /// Most entropy that is given to the kernel at once, in bytes.
 const ENTROPY_MAX_BYTES: usize = 512;
 const RNDADDENTROPY: u64 = 0x4008_5203;
@@ -83,13 +88,17 @@ struct RandPoolInfo {
     buffer: [u8; ENTROPY_MAX_BYTES],
 }
 
-/// Gives random bytes to the kernel and makes its generator use them at once.
-pub(crate) fn add_entropy(bytes: &[u8]) -> io::Result<()> {
+/// The kernel's source of random numbers, to be given some.
+pub(crate) fn open_random() -> io::Result<File> {
+    OpenOptions::new().write(true).open("/dev/urandom")
+}
+
+/// Gives random bytes to the kernel, by way of an open [`open_random`], and makes its generator use them at once.
+pub(crate) fn add_entropy(random: &File, bytes: &[u8]) -> io::Result<()> {
     let bytes = &bytes[..bytes.len().min(ENTROPY_MAX_BYTES)];
     let len_bytes = libc::c_int::try_from(bytes.len()).unwrap_or(0);
     let mut info = RandPoolInfo { entropy_bits: len_bytes * 8, len_bytes, buffer: [0; ENTROPY_MAX_BYTES] };
     info.buffer[..bytes.len()].copy_from_slice(bytes);
-    let random = OpenOptions::new().write(true).open("/dev/urandom")?;
     // SAFETY: the kernel reads the structure and `len_bytes` of its buffer.
     check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: takes no argument.

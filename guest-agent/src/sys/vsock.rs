@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "addresses of AF_VSOCK have no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
@@ -44,13 +44,13 @@ unsafe impl SocketAddrArg for Address {
     }
 }
 
-fn socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)?)
 }
 
-/// Listens on `port` for the host.
+/// Listens on `port` for the host; taking a connection never waits.
 pub(crate) fn listen_on(port: u32) -> io::Result<Listener> {
-    let socket = socket()?;
+    let socket = socket(SocketFlags::NONBLOCK)?;
     bind(&socket, &Address::new(libc::VMADDR_CID_ANY, port))?;
     listen(&socket, BACKLOG)?;
     Ok(Listener(socket))
@@ -58,13 +58,13 @@ pub(crate) fn listen_on(port: u32) -> io::Result<Listener> {
 
 /// Connects to `port` of the host.
 pub(crate) fn connect(port: u32) -> io::Result<UnixStream> {
-    let socket = socket()?;
+    let socket = socket(SocketFlags::empty())?;
     rustix::net::connect(&socket, &Address::new(HOST_CID, port))?;
     Ok(UnixStream::from(socket))
 }
 
 impl Listener {
-    /// The next connection from the host. The guest's own programs can reach this port too where the kernel loops
+    /// The next connection from the host, or [`io::ErrorKind::WouldBlock`]. The guest's own programs can reach this port too where the kernel loops
     /// vsock back, and must not get to command the agent.
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         loop {
@@ -87,6 +87,12 @@ impl Listener {
     }
 }
 
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +106,7 @@ mod tests {
     fn a_program_of_the_guest_cannot_command_the_agent() {
         let port = 0x4000_0000 | std::process::id();
         let connected = listen_on(port).and_then(|listener| {
-            let socket = socket()?;
+            let socket = socket(SocketFlags::empty())?;
             rustix::net::connect(&socket, &Address::new(LOCAL_CID, port))?;
             Ok((listener, UnixStream::from(socket)))
         });
@@ -108,7 +114,11 @@ mod tests {
             Ok(connected) => connected,
             Err(error) => return eprintln!("skipped: this kernel does not loop vsock back: {error}"),
         };
-        std::thread::spawn(move || listener.accept());
+        std::thread::spawn(move || {
+            while listener.accept().is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let answer = stream.read(&mut [0]);
         // Closed: neither served nor left open.
