@@ -6,19 +6,20 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use midge_protocol::{Hello, MIN_ENTROPY_BYTES, ToAgent, ToHost, Welcome, negotiate};
+use midge_protocol::{Freeze, Hello, MIN_ENTROPY_BYTES, NEWEST_VERSION, ToAgent, ToHost, Welcome, negotiate};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, timeout};
 
 use super::health::Gone;
-use super::{Conversation, Health, Identity, Limits, Request};
+use super::{Conversation, Health, Identity, Limits, Request, open};
 use crate::error::Error;
-use crate::monitor::{Listener, events::printable};
+use crate::monitor::{Dialer, Listener, events::printable};
 use crate::run_dir::random_bytes;
 use crate::timeline::{Recorder, Source, monotonic_ns};
 
 const DURING: &str = "keeping in touch with the guest";
 const STARTING: &str = "starting the guest";
+const RESUMING: &str = "resuming the guest";
 /// How often the agent is asked for a sign of life.
 const PULSE: Duration = Duration::from_secs(5);
 /// How long an agent that lost the conversation may take to open it again.
@@ -28,7 +29,8 @@ const PENDING_MAX: usize = 64;
 
 /// What the task needs.
 pub(super) struct Control {
-    pub(super) listener: Listener,
+    /// Where the agent calls, if it may.
+    pub(super) listener: Option<Listener>,
     pub(super) health: Health,
     pub(super) identity: Identity,
     pub(super) limits: Limits,
@@ -51,14 +53,42 @@ impl Control {
         for warning in &hello.warnings {
             tracing::warn!(warning = %printable(warning), "the guest's agent reports");
         }
-        tokio::spawn(self.keep(conversation));
+        tokio::spawn(self.keep(conversation, Duration::ZERO));
         Ok(hello)
+    }
+
+    /// Tells the agent of a frozen guest who it is, then goes on in the background.
+    pub(super) async fn resume(self, dialer: &Dialer) -> Result<(), Error> {
+        // The version was agreed upon in the guest that this one is a copy of; the agent refuses what it does not speak.
+        let resume = ToAgent::Resume(self.welcome(NEWEST_VERSION));
+        let resumed = async {
+            self.recorder.note("resume_sent");
+            let mut conversation = open(dialer, &self.health, &resume, RESUMING).await?;
+            conversation.receiver.done().await?;
+            Ok::<_, Error>(conversation)
+        };
+        let conversation = tokio::select! {
+            biased;
+            resumed = timeout(self.limits.boot, resumed) => match resumed {
+                Ok(resumed) => resumed?,
+                Err(_) => {
+                    let silent_ms = u64::try_from(self.limits.boot.as_millis()).unwrap_or(u64::MAX);
+                    return Err(Error::Silent { during: RESUMING, silent_ms });
+                }
+            },
+            gone = self.health.gone() => return Err(gone.error(RESUMING)),
+        };
+        self.recorder.note("resumed");
+        // The answer was a sign of life: no ping while the guest does what it was resumed for.
+        tokio::spawn(self.keep(conversation, PULSE));
+        Ok(())
     }
 
     /// Takes the agent's connection, its hello, and answers it.
     async fn greet(&mut self, during: &'static str) -> Result<(Conversation, Hello), Error> {
+        let Some(listener) = &mut self.listener else { return Err(Gone::Lost.error(during)) };
         let stream = tokio::select! {
-            stream = self.listener.accept() => stream.map_err(|source| Error::Local { during, source })?,
+            stream = listener.accept() => stream.map_err(|source| Error::Local { during, source })?,
             gone = self.health.gone() => return Err(gone.error(during)),
         };
         let mut conversation = Conversation::new(stream, self.health.clone(), during);
@@ -97,13 +127,14 @@ impl Control {
         self.recorder.note_at(Source::Host, "hello", now_ns);
     }
 
-    /// Keeps the conversation, and takes it up again when the agent opens a new one.
-    async fn keep(mut self, mut conversation: Conversation) {
+    /// Keeps the conversation, and takes it up again when the agent opens a new one. The first pulse comes after `pause`.
+    async fn keep(mut self, mut conversation: Conversation, mut pause: Duration) {
         loop {
-            match self.serve(&mut conversation).await {
+            match self.serve(&mut conversation, pause).await {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(%error, "control conversation over"),
             }
+            pause = Duration::ZERO;
             // Hangs up, so that an agent that was found out notices.
             drop(conversation);
             let again = timeout(AGAIN, self.greet(DURING)).await;
@@ -117,19 +148,24 @@ impl Control {
         }
     }
 
-    /// Serves one conversation until it breaks (an error), the guest is given up, or nobody needs it.
-    async fn serve(&mut self, conversation: &mut Conversation) -> Result<(), Error> {
+    /// Serves one conversation until it breaks (an error), the guest is given up or left, or nobody needs it.
+    async fn serve(&mut self, conversation: &mut Conversation, pause: Duration) -> Result<(), Error> {
         let mut pending = VecDeque::new();
         let mut pulse = Pulse::new();
-        let mut ticks = interval_at(Instant::now(), PULSE);
+        let mut ticks = interval_at(Instant::now() + pause, PULSE);
         loop {
             tokio::select! {
-                message = conversation.receiver.next() => self.take(message?, &mut pending, &mut pulse)?,
+                message = conversation.receiver.next() => {
+                    if self.take(message?, &mut pending, &mut pulse)? {
+                        return Ok(());
+                    }
+                }
                 request = self.inbox.recv(), if pending.len() < PENDING_MAX => {
                     // Every link to this guest is gone: so is the sandbox.
                     let Some(Request { message, answer }) = request else { return Ok(()) };
                     conversation.sender.send(&message).await?;
-                    pending.push_back(answer);
+                    let leaves = matches!(message, ToAgent::Freeze(Freeze { leave: true }));
+                    pending.push_back(Pending { answer, leaves });
                 }
                 _ = ticks.tick() => {
                     if pulse.silence() > self.limits.silence {
@@ -150,27 +186,35 @@ impl Control {
         }
     }
 
-    fn take(
-        &self,
-        message: ToHost,
-        pending: &mut VecDeque<oneshot::Sender<ToHost>>,
-        pulse: &mut Pulse,
-    ) -> Result<(), Error> {
+    /// Passes an answer on; true when the agent has left with it.
+    fn take(&self, message: ToHost, pending: &mut VecDeque<Pending>, pulse: &mut Pulse) -> Result<bool, Error> {
         match message {
             ToHost::Pong(number) => {
                 if pulse.answered(number) && number == 1 {
                     self.recorder.note("first_reply");
                 }
-                Ok(())
+                Ok(false)
             }
             answer @ (ToHost::Stats(_) | ToHost::Done | ToHost::Error(_)) => match pending.pop_front() {
-                // The asker may have lost its patience.
-                Some(asker) => asker.send(answer).or(Ok(())),
+                Some(Pending { answer: asker, leaves }) => {
+                    let has_left = leaves && answer == ToHost::Done;
+                    // The asker may have lost its patience.
+                    let _ = asker.send(answer);
+                    Ok(has_left)
+                }
                 None => Err(super::conversation::unexpected(DURING, &answer, "nothing")),
             },
             other => Err(super::conversation::unexpected(DURING, &other, "Pong, Stats or Done")),
         }
     }
+}
+
+/// A request that is not answered yet.
+#[derive(Debug)]
+struct Pending {
+    answer: oneshot::Sender<ToHost>,
+    /// The agent leaves the conversation when it has done this.
+    leaves: bool,
 }
 
 /// Pings sent and answered. Only an unanswered ping makes silence suspicious.

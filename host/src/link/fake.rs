@@ -42,6 +42,22 @@ pub(crate) fn hello() -> Hello {
     }
 }
 
+fn identity() -> Identity {
+    Identity { hostname: "h".into(), machine_id: [7; 16] }
+}
+
+/// An end of the VM that comes when it is sent, and not when the sender is dropped.
+fn end() -> (oneshot::Sender<Arc<End>>, impl Future<Output = Arc<End>> + Send + 'static) {
+    let (end, ended) = oneshot::channel();
+    let ended = async {
+        match ended.await {
+            Ok(end) => end,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    (end, ended)
+}
+
 impl Guest {
     /// Starts establishing a link; the test has to say hello.
     pub(crate) async fn start(limits: Limits) -> (Self, tokio::task::JoinHandle<Result<(Link, Hello), Error>>) {
@@ -50,17 +66,30 @@ impl Guest {
         let place = Place::Native { vmm: "/nonexistent".into() };
         let listener = place.listen("fake", &socket, READY_PORT).await.unwrap();
         let monitor = UnixListener::bind(&socket).unwrap();
-        let (end, ended) = oneshot::channel();
-        let ended = async {
-            match ended.await {
-                Ok(end) => end,
-                Err(_) => std::future::pending().await,
-            }
-        };
+        let (end, ended) = end();
         let recorder = Recorder::new();
-        let identity = Identity { hostname: "h".into(), machine_id: [7; 16] };
         let dialer = Dialer::new(place, "fake", &socket);
-        let link = tokio::spawn(Link::establish(dialer, listener, ended, identity, limits, recorder.clone()));
+        let link = tokio::spawn(Link::establish(dialer, listener, ended, identity(), limits, recorder.clone()));
+        (Self { dir, monitor, recorder, end: Some(end) }, link)
+    }
+
+    /// Starts resuming a copy, which can call again if it `has_listener`; the test has to answer.
+    pub(crate) async fn resume(
+        limits: Limits,
+        has_listener: bool,
+    ) -> (Self, tokio::task::JoinHandle<Result<Link, Error>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("v.sock");
+        let place = Place::Native { vmm: "/nonexistent".into() };
+        let listener = match has_listener {
+            true => Some(place.listen("fake", &socket, READY_PORT).await.unwrap()),
+            false => None,
+        };
+        let monitor = UnixListener::bind(&socket).unwrap();
+        let (end, ended) = end();
+        let recorder = Recorder::new();
+        let dialer = Dialer::new(place, "fake", &socket);
+        let link = tokio::spawn(Link::resume(dialer, listener, ended, identity(), limits, recorder.clone()));
         (Self { dir, monitor, recorder, end: Some(end) }, link)
     }
 

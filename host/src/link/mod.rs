@@ -15,7 +15,7 @@ pub(crate) mod real_agent;
 use std::sync::Arc;
 use std::time::Duration;
 
-use midge_protocol::{AGENT_PORT, Hello, Stats, ToAgent, ToHost};
+use midge_protocol::{AGENT_PORT, Freeze, Hello, Stats, ToAgent, ToHost, encode};
 use tokio::sync::{mpsc, oneshot};
 
 pub use conversation::{Conversation, Receiver, Sender};
@@ -74,31 +74,42 @@ impl Link {
     ) -> Result<(Self, Hello), Error> {
         let health = Health::watching(ended);
         let (requests, inbox) = mpsc::channel(16);
+        let listener = Some(listener);
         let control = control::Control { listener, health: health.clone(), identity, limits, recorder, inbox };
         let hello = control.start().await?;
         Ok((Self { dialer, health, requests }, hello))
     }
 
+    /// Makes a copy of a frozen guest one of its own: opens a conversation through `dialer`, tells the agent who it is, and
+    /// keeps the conversation as the control conversation. Returns when commands run in it. Should it be lost, the agent
+    /// calls at `listener`; without one the guest is given up then.
+    ///
+    /// # Errors
+    /// [`Error::VmEnded`] when `ended` resolves first, [`Error::Silent`] when nothing does within `limits.boot`,
+    /// [`Error::Failed`] with the agent's reason when it stays frozen, [`Error::Monitor`] when it cannot be reached, and
+    /// what a broken agent causes.
+    pub async fn resume(
+        dialer: Dialer,
+        listener: Option<Listener>,
+        ended: impl Future<Output = Arc<End>> + Send + 'static,
+        identity: Identity,
+        limits: Limits,
+        recorder: Recorder,
+    ) -> Result<Self, Error> {
+        let health = Health::watching(ended);
+        let (requests, inbox) = mpsc::channel(16);
+        let control = control::Control { listener, health: health.clone(), identity, limits, recorder, inbox };
+        control.resume(&dialer).await?;
+        Ok(Self { dialer, health, requests })
+    }
+
     /// Opens a conversation with its first message. `during` is for error texts.
     ///
     /// # Errors
-    /// [`Error::Monitor`] when the agent cannot be reached, or the reason why the guest is gone.
+    /// [`Error::TooLong`] before anything is sent, [`Error::Monitor`] when the agent cannot be reached, or the reason why
+    /// the guest is gone.
     pub async fn open(&self, first: &ToAgent, during: &'static str) -> Result<Conversation, Error> {
-        let stream = tokio::select! {
-            biased;
-            stream = self.dialer.connect(AGENT_PORT) => stream,
-            gone = self.health.gone_for_good() => return Err(gone.error(during)),
-        };
-        let stream = match stream {
-            Ok(stream) => stream,
-            // A refusal is usually a death whose news are still under way.
-            Err(error) => {
-                return Err(self.health.reason_soon().await.map_or(Error::Monitor(error), |gone| gone.error(during)));
-            }
-        };
-        let mut conversation = Conversation::new(stream, self.health.clone(), during);
-        conversation.sender.send(first).await?;
-        Ok(conversation)
+        open(&self.dialer, &self.health, first, during).await
     }
 
     /// Asks the agent how the guest is.
@@ -129,6 +140,24 @@ impl Link {
         self.ask_done(ToAgent::Shutdown, "shutting the guest down").await
     }
 
+    /// Has the agent bring everything in the guest to a stand, so that the machine can be copied: conversations that are
+    /// opened from now on wait. With `leave` the agent hangs up after its answer, and the guest runs on only when it is
+    /// resumed: nothing can be asked on this link any more.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the guest cannot be frozen; it goes on then. Otherwise as for [`Link::stats`].
+    pub async fn freeze(&self, leave: bool) -> Result<(), Error> {
+        self.ask_done(ToAgent::Freeze(Freeze { leave }), "freezing the guest").await
+    }
+
+    /// Lets a guest that was frozen without `leave` run on as it was.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it is not frozen. Otherwise as for [`Link::stats`].
+    pub async fn thaw(&self) -> Result<(), Error> {
+        self.ask_done(ToAgent::Thaw, "thawing the guest").await
+    }
+
     async fn ask_done(&self, message: ToAgent, during: &'static str) -> Result<(), Error> {
         match self.ask(message, during).await? {
             ToHost::Done => Ok(()),
@@ -152,6 +181,22 @@ impl Link {
             Some(answer) => Ok(answer),
             None => Err(conversation::lost(&self.health, during, std::io::ErrorKind::ConnectionReset.into()).await),
         }
+    }
+}
+
+/// Opens a conversation with its first message.
+async fn open(dialer: &Dialer, health: &Health, first: &ToAgent, during: &'static str) -> Result<Conversation, Error> {
+    let mut frame = Vec::new();
+    encode(first, &mut frame)?;
+    let stream = tokio::select! {
+        biased;
+        stream = dialer.connect_with(AGENT_PORT, &frame) => stream,
+        gone = health.gone_for_good() => return Err(gone.error(during)),
+    };
+    match stream {
+        Ok(stream) => Ok(Conversation::new(stream, health.clone(), during)),
+        // A refusal is usually a death whose news are still under way.
+        Err(error) => Err(health.reason_soon().await.map_or(Error::Monitor(error), |gone| gone.error(during))),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::fake::LIMITS;
 use super::{Identity, Link};
+use crate::error::Error;
 use crate::monitor::{Dialer, Place};
 use crate::timeline::Recorder;
 
@@ -33,8 +34,7 @@ impl Agent {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
-        let place = Place::Native { vmm: "/nonexistent".into() };
-        let listener = place.listen("agent", &socket, READY_PORT).await.unwrap();
+        let listener = place().listen("agent", &socket, READY_PORT).await.unwrap();
         std::os::unix::fs::symlink(format!("v.sock_{READY_PORT}"), dir.path().join("ready.sock")).unwrap();
         tokio::spawn(stand_in_for_the_monitor(UnixListener::bind(&socket).unwrap(), dir.path().join("agent.sock")));
         let process = Command::new(binary())
@@ -44,11 +44,25 @@ impl Agent {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let identity = Identity { hostname: "h".into(), machine_id: [0; 16] };
-        let dialer = Dialer::new(place, "agent", &socket);
-        let (link, _) = Link::establish(dialer, listener, pending(), identity, LIMITS, Recorder::new()).await.unwrap();
+        let dialer = Dialer::new(place(), "agent", &socket);
+        let (link, _) =
+            Link::establish(dialer, listener, pending(), identity(), LIMITS, Recorder::new()).await.unwrap();
         Self { process, link, dir }
     }
+
+    /// Resumes the agent, which was left frozen.
+    pub(crate) async fn resume(&self, recorder: &Recorder) -> Result<Link, Error> {
+        let dialer = Dialer::new(place(), "agent", &self.dir.path().join("v.sock"));
+        Link::resume(dialer, None, pending(), identity(), LIMITS, recorder.clone()).await
+    }
+}
+
+fn place() -> Place {
+    Place::Native { vmm: "/nonexistent".into() }
+}
+
+fn identity() -> Identity {
+    Identity { hostname: "h".into(), machine_id: [0; 16] }
 }
 
 /// What a monitor does with `CONNECT <port>`.

@@ -252,3 +252,125 @@ async fn unasked_answer_breaks_the_conversation_not_the_host() {
     assert!(matches!(again.next().await, Some(ToAgent::Welcome(_))));
     drop(link);
 }
+
+/// A resumed link, and the guest's end of its control conversation.
+async fn resumed(has_listener: bool) -> (Guest, super::fake::Peer, Link) {
+    let (guest, link) = Guest::resume(LIMITS, has_listener).await;
+    let mut control = guest.accept().await;
+    let Some(ToAgent::Resume(welcome)) = control.next().await else { panic!("no resume") };
+    assert!(welcome.entropy.len() >= midge_protocol::MIN_ENTROPY_BYTES);
+    assert_eq!((welcome.hostname.as_str(), welcome.machine_id), ("h", [7; 16]));
+    control.say(&ToHost::Done).await;
+    let link = link.await.unwrap().unwrap();
+    (guest, control, link)
+}
+
+#[tokio::test]
+async fn copy_is_resumed_and_asked_on_the_same_conversation() {
+    let (guest, mut control, link) = resumed(false).await;
+    let timeline = guest.recorder.timeline();
+    let at = |name| timeline.stage(Source::Host, name).unwrap().at_us;
+    assert!(at("resume_sent") <= at("resumed"));
+    // Nothing but what it is asked comes first.
+    let agent = tokio::spawn(async move {
+        assert_eq!(control.next().await, Some(ToAgent::GetStats));
+        control.say(&ToHost::Stats(stats())).await;
+        control
+    });
+    assert_eq!(link.stats().await.unwrap(), stats());
+    agent.await.unwrap();
+}
+
+#[tokio::test]
+async fn every_copy_gets_entropy_of_its_own() {
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let (guest, _link) = Guest::resume(LIMITS, false).await;
+        let Some(ToAgent::Resume(welcome)) = guest.accept().await.next().await else { panic!("no resume") };
+        assert!(seen.insert(welcome.entropy));
+    }
+}
+
+#[tokio::test]
+async fn copy_that_refuses_is_an_error_with_its_reason() {
+    let (guest, link) = Guest::resume(LIMITS, false).await;
+    let mut control = guest.accept().await;
+    control.next().await;
+    let failure = Failure { code: ErrorCode::Other, errno: 1, text: "no entropy".into() };
+    control.say(&ToHost::Error(failure)).await;
+    let error = link.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Failed { failure, .. } if failure.text == "no entropy"), "{error}");
+}
+
+#[tokio::test]
+async fn copy_that_does_not_answer_or_dies_is_told_apart() {
+    let (guest, link) = Guest::resume(Limits { boot: Duration::from_millis(50), ..LIMITS }, false).await;
+    let _control = guest.accept().await;
+    let error = link.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Silent { silent_ms: 50, .. }), "{error}");
+    let (mut guest, link) = Guest::resume(LIMITS, false).await;
+    let _control = guest.accept().await;
+    guest.end.take().unwrap().send(panicked()).unwrap();
+    let error = link.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::VmEnded { .. }), "{error}");
+    let (guest, link) = Guest::resume(LIMITS, false).await;
+    drop(guest.accept().await);
+    drop(guest);
+    assert!(matches!(link.await.unwrap().unwrap_err(), Error::Lost { .. }));
+}
+
+#[tokio::test]
+async fn copy_that_loses_its_host_calls_again_where_it_can() {
+    let (guest, control, link) = resumed(true).await;
+    drop(control);
+    let mut again = guest.connect().await;
+    again.say(&ToHost::Hello(hello())).await;
+    assert!(matches!(again.next().await, Some(ToAgent::Welcome(_))));
+    drop(link);
+    let (_guest, control, link) = resumed(false).await;
+    drop(control);
+    assert!(matches!(link.stats().await.unwrap_err(), Error::Lost { .. }));
+}
+
+#[tokio::test]
+async fn frozen_guest_that_is_left_is_not_given_up() {
+    let (guest, mut control, link) = Guest::linked().await;
+    let agent = tokio::spawn(async move {
+        loop {
+            match control.next().await {
+                Some(ToAgent::Freeze(freeze)) => break assert!(freeze.leave),
+                Some(ToAgent::Ping(_)) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        control.say(&ToHost::Done).await;
+        // The host hangs up, and so may the guest.
+        while control.next().await.is_some() {}
+    });
+    link.freeze(true).await.unwrap();
+    agent.await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(50), link.health.gone()).await.is_err());
+    drop(guest);
+}
+
+#[tokio::test]
+async fn real_agent_is_frozen_thawed_left_and_resumed() {
+    let agent = super::real_agent::Agent::start().await;
+    let stat = ToAgent::Stat(midge_protocol::Stat { path: "/".into(), follow: false });
+    let answers = async |link: &Link| {
+        let mut conversation = link.open(&stat, "testing").await?;
+        conversation.receiver.next().await
+    };
+    agent.link.freeze(false).await.unwrap();
+    assert!(matches!(agent.link.freeze(false).await.unwrap_err(), Error::Failed { .. }));
+    assert!(tokio::time::timeout(Duration::from_millis(50), answers(&agent.link)).await.is_err());
+    agent.link.thaw().await.unwrap();
+    answers(&agent.link).await.unwrap();
+    let recorder = crate::timeline::Recorder::new();
+    let error = agent.resume(&recorder).await.unwrap_err();
+    assert!(error.to_string().contains("frozen"), "{error}");
+    agent.link.freeze(true).await.unwrap();
+    let link = agent.resume(&recorder).await.unwrap();
+    answers(&link).await.unwrap();
+    link.stats().await.unwrap();
+}

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::watch as channel;
@@ -184,15 +185,23 @@ impl Dialer {
     /// # Errors
     /// [`MonitorError::Connect`], with `ConnectionRefused` when nothing listens there.
     pub async fn connect(&self, port: u32) -> Result<Stream, MonitorError> {
+        self.connect_with(port, &[]).await
+    }
+
+    /// The same, and sends `first` on it, where it can be without waiting for the guest's answer.
+    ///
+    /// # Errors
+    /// As for [`Dialer::connect`].
+    pub async fn connect_with(&self, port: u32, first: &[u8]) -> Result<Stream, MonitorError> {
         tracing::trace!(id = %self.id, port, "connecting to the guest");
+        let connect = |source| MonitorError::Connect { port, source };
         match &self.place {
-            Place::Native { .. } => {
-                let connected = stream::connect_unix(&self.socket, port).await;
-                Ok(connected.map_err(|source| MonitorError::Connect { port, source })?.into())
-            }
+            Place::Native { .. } => stream::connect_unix(&self.socket, port, first).await.map_err(connect),
             Place::Emulated(host) => {
                 let connected = host.connect(&self.id, port).await;
-                Ok(connected.map_err(emulated("connect to the guest"))?.into())
+                let mut stream = Stream::from(connected.map_err(emulated("connect to the guest"))?);
+                stream.writer.write_all(first).await.map_err(connect)?;
+                Ok(stream)
             }
         }
     }
