@@ -125,6 +125,14 @@ pub enum Error {
         /// What would have been right.
         expected: &'static str,
     },
+    /// A command of a template's plan did not do its part.
+    #[error("making the template: its {step} command {problem}")]
+    Template {
+        /// `setup` or `warm`.
+        step: &'static str,
+        /// What happened.
+        problem: String,
+    },
     /// Host and agent have no protocol version in common.
     #[error(transparent)]
     Version(#[from] VersionMismatch),
@@ -173,7 +181,11 @@ impl Error {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Setting { .. } | Self::TooLong(_) | Self::NotStarted { .. } | Self::Failed { .. } => Fault::User,
+            Self::Setting { .. }
+            | Self::TooLong(_)
+            | Self::NotStarted { .. }
+            | Self::Failed { .. }
+            | Self::Template { .. } => Fault::User,
             Self::Prepare { fault, .. } => *fault,
             Self::RunDir(_) | Self::Local { .. } => Fault::Host,
             Self::Monitor(_) => Fault::Host,

@@ -21,6 +21,8 @@ pub mod scratch;
 pub mod machine;
 pub mod probe;
 
+pub mod orders;
+
 pub mod emulated;
 
 pub mod doctor;
@@ -40,5 +42,7 @@ pub mod exec;
 pub mod files;
 
 pub mod sandbox;
+
+pub mod template;
 
 pub mod bench;

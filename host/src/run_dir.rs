@@ -109,7 +109,7 @@ impl RunDir {
         }
         make_private(base)?;
         let _base_lock = lock_base(base)?;
-        let id = random_id();
+        let id = new_id();
         let path = base.join(&id);
         private_dir().create(&path).map_err(RunDirError::io("making", &path))?;
         let lock_path = path.join("lock");
@@ -257,7 +257,9 @@ fn lock_base(base: &Path) -> Result<File, RunDirError> {
     Ok(dir)
 }
 
-fn random_id() -> String {
+/// A random name for a sandbox, 12 hexadecimal digits.
+#[must_use]
+pub fn new_id() -> String {
     let bytes: [u8; ID_HEX_DIGITS / 2] = random_bytes();
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -355,7 +357,7 @@ mod tests {
 
     #[test]
     fn ids_differ_and_are_hexadecimal() {
-        let ids: std::collections::HashSet<_> = (0..100).map(|_| random_id()).collect();
+        let ids: std::collections::HashSet<_> = (0..100).map(|_| new_id()).collect();
         assert_eq!(ids.len(), 100);
         assert!(ids.iter().all(|id| is_id(id)));
         assert!(!is_id("0123456789a") && !is_id("../456789abc"));

@@ -127,6 +127,12 @@ impl Recorder {
         }
     }
 
+    /// Whether a stage of this name was reached.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.lock().stages.iter().any(|(.., noted)| noted == name)
+    }
+
     /// Makes `mono_ns` the origin: the moment the monitor was executed, once that is known.
     pub fn set_origin(&self, mono_ns: u64) {
         self.lock().origin_ns = mono_ns;

@@ -9,7 +9,7 @@
 //!
 //! | order | descriptors | answer |
 //! | --- | --- | --- |
-//! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pause_us":N,"save_us":N,"fork_us":N}}` |
+//! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pid":N,"pause_us":N,"save_us":N,"fork_us":N}}` |
 //! | `{"fork":{"uds":PATH}}`, to a resident | control, events, stderr of the fork, its listening socket | `{"forked":{"pid":N}}` |
 //! | `{"save":{}}`, to a resident | state, memory, one layer for each disk with an overlay | `{"saved":{"memory_bytes":N}}` |
 //! | any | | `{"failed":{"what":TEXT}}` |
@@ -51,6 +51,8 @@ pub enum Order {
 pub enum Answer {
     /// There is a resident; the VM goes on.
     Frozen {
+        /// The resident's process id, as the VM's monitor sees it.
+        pid: u32,
         /// From the order to the guest's going on, in microseconds.
         pause_us: u64,
         /// Of that, until the state was taken.

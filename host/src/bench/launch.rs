@@ -57,7 +57,10 @@ fn midge(program: &Path, dir: &Path, options: &BootOptions) -> Result<Run, Bench
     let uds = dir.join("v.sock");
     let greeter = Greeter::bind(&uds).map_err(prepare)?;
     let config = VmmConfig {
-        kernel: options.kernel.clone(),
+        kernel: Some(options.kernel.clone()),
+        restore: None,
+        extra_msrs: Vec::new(),
+        forkable: false,
         initramfs: Some(options.initramfs.clone()),
         cmdline: "rdinit=/init".to_owned(),
         mem_mib: options.mem_mib,

@@ -8,6 +8,8 @@
 //! | --- | --- | --- |
 //! | `hold` | nothing; when it closes, the emulated host powers off | nothing |
 //! | `spawn` | bytes for the monitor's stdin | lines: `E` and an event, `S` and a line of stderr, last `X` and the wait status |
+//! | `freeze`, `fork` | nothing; when it closes, the process that was made ends | the answer as JSON, then as `spawn` without the `X` |
+//! | `save` | nothing | the answer as JSON, then the files, each as extents: `u64` offset, `u32` bytes, these; last the length and 0 |
 //! | `connect` | the stream's bytes | the stream's bytes |
 //! | `listen` | the stream's bytes, after `OK` | `BOUND` at once, `OK` when the guest has connected, then the stream's bytes |
 //! | `signal` | nothing | nothing |
@@ -27,6 +29,8 @@ pub(super) const READY: &str = "midge-outpost: ready";
 pub(super) const TOKEN_WORD: &str = "midge.token=";
 /// Longest request line. A monitor's configuration is a few hundred bytes.
 pub(super) const MAX_REQUEST_BYTES: usize = 256 << 10;
+/// Longest piece of a snapshot's file that is passed on at once.
+pub(super) const EXTENT_MAX_BYTES: usize = 256 << 10;
 /// Longest line of output passed on whole; longer ones are cut into several.
 pub(super) const MAX_LINE_BYTES: usize = 64 << 10;
 
@@ -52,6 +56,29 @@ pub(super) enum Op {
         id: String,
         /// Its configuration, with paths as the emulated host sees them.
         config: Value,
+        /// Whether it takes orders.
+        orders: bool,
+    },
+    /// Have a monitor that takes orders twin itself into a resident.
+    Freeze {
+        /// The sandbox.
+        id: String,
+        /// What the resident is called.
+        resident: String,
+    },
+    /// Have a resident make a VM.
+    Fork {
+        /// The resident.
+        resident: String,
+        /// The sandbox.
+        id: String,
+    },
+    /// Have a resident write what it holds, and pass it on.
+    Save {
+        /// The resident.
+        resident: String,
+        /// How many layers its disks have.
+        layers: usize,
     },
     /// Open a stream to a port of a guest.
     Connect {
@@ -113,10 +140,14 @@ pub(super) fn socket(id: &str) -> String {
 /// # Errors
 /// The field that is not what it should be.
 pub(super) fn relocate(config: &mut Value, id: &str) -> Result<(), String> {
-    for field in ["kernel", "initramfs"] {
-        if let Some(path) = config.get_mut(field).filter(|path| !path.is_null()) {
+    for field in ["/kernel", "/initramfs", "/restore/state", "/restore/memory"] {
+        if let Some(path) = config.pointer_mut(field).filter(|path| !path.is_null()) {
             below_mount(path).map_err(|problem| format!("{field}: {problem}"))?;
         }
+    }
+    let layers = config.pointer_mut("/restore/layers").and_then(Value::as_array_mut);
+    for (index, path) in layers.into_iter().flatten().enumerate().filter(|(_, path)| !path.is_null()) {
+        below_mount(path).map_err(|problem| format!("restore.layers[{index}]: {problem}"))?;
     }
     for (index, disk) in config.get_mut("disks").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
         if let Some(path) = disk.get_mut("path") {

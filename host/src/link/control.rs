@@ -105,7 +105,8 @@ impl Control {
     }
 
     fn welcome(&self, version: u16) -> Welcome {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 =
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.identity.behind);
         Welcome {
             version,
             unix_time_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),

@@ -43,7 +43,7 @@ pub(crate) fn hello() -> Hello {
 }
 
 fn identity() -> Identity {
-    Identity { hostname: "h".into(), machine_id: [7; 16] }
+    Identity { hostname: "h".into(), machine_id: [7; 16], behind: Duration::ZERO }
 }
 
 /// An end of the VM that comes when it is sent, and not when the sender is dropped.

@@ -23,6 +23,7 @@ pub(crate) use health::Health;
 
 use crate::error::Error;
 use crate::monitor::{Dialer, End, Listener};
+use crate::run_dir::random_bytes;
 use crate::timeline::Recorder;
 
 /// Time limits of a link.
@@ -41,6 +42,16 @@ pub struct Identity {
     pub hostname: String,
     /// The guest's machine id.
     pub machine_id: [u8; 16],
+    /// How far behind the world's its wall clock is set; zero but for templates.
+    pub behind: Duration,
+}
+
+impl Identity {
+    /// A new one for the sandbox `id`.
+    #[must_use]
+    pub fn random(id: &str) -> Self {
+        Self { hostname: format!("midge-{id}"), machine_id: random_bytes(), behind: Duration::ZERO }
+    }
 }
 
 /// The link to one agent; cheap to clone.

@@ -62,7 +62,7 @@ fn place() -> Place {
 }
 
 fn identity() -> Identity {
-    Identity { hostname: "h".into(), machine_id: [0; 16] }
+    Identity { hostname: "h".into(), machine_id: [0; 16], behind: std::time::Duration::ZERO }
 }
 
 /// What a monitor does with `CONNECT <port>`.

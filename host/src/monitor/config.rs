@@ -5,15 +5,19 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One virtual machine, in the monitor's words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmConfig {
-    /// An ELF `vmlinux` or a bzImage for x86-64.
-    pub kernel: PathBuf,
+    /// An ELF `vmlinux` or a bzImage for x86-64; `None` for a VM that goes on where a snapshot was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The snapshot, in place of a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
     /// What the kernel unpacks as its first root.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
     /// Words appended to the command line that the monitor composes.
     pub cmdline: String,
@@ -26,14 +30,32 @@ pub struct VmmConfig {
     /// `/dev/vda`, `/dev/vdb` and so on, in this order.
     pub disks: Vec<Disk>,
     /// The way to the agent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
     /// Whether the guest has a serial console.
     pub console: Console,
+    /// Registers that a snapshot carries beyond those that KVM lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_msrs: Vec<u32>,
+    /// Whether the VM may be frozen and forked.
+    pub forkable: bool,
+}
+
+/// The files of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// CPUs and devices.
+    pub state: PathBuf,
+    /// Guest memory.
+    pub memory: PathBuf,
+    /// What each disk had changed.
+    pub layers: Vec<Option<PathBuf>>,
+    /// Whether the monitor makes no VM but forks of it, on order.
+    pub resident: bool,
 }
 
 /// One block device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The image at the bottom.
     pub path: PathBuf,
@@ -41,8 +63,16 @@ pub struct Disk {
     pub mode: DiskMode,
 }
 
+impl Disk {
+    /// Whether the guest can write to it.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.mode != DiskMode::ReadOnly
+    }
+}
+
 /// What becomes of writes to a disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskMode {
     /// They fail.
@@ -62,7 +92,7 @@ pub enum DiskMode {
 }
 
 /// The virtio-vsock device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vsock {
     /// The guest's context id, 3 or more.
     pub guest_cid: u32,
@@ -71,7 +101,7 @@ pub struct Vsock {
 }
 
 /// Whether the guest has a serial console.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Console {
     /// No console; the kernel's last words are kept for a report.
@@ -99,7 +129,8 @@ mod tests {
     #[test]
     fn document_has_the_monitors_field_names() {
         let config = VmmConfig {
-            kernel: "/k".into(),
+            kernel: Some("/k".into()),
+            restore: None,
             initramfs: Some("/i".into()),
             cmdline: "a=b".into(),
             mem_mib: 256,
@@ -112,15 +143,18 @@ mod tests {
             ],
             vsock: Some(Vsock { guest_cid: 3, uds: "/v".into() }),
             console: Console::Off,
+            extra_msrs: Vec::new(),
+            forkable: false,
         };
-        let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off"}"#;
+        let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off","forkable":false}"#;
         assert_eq!(config.to_line().unwrap(), format!("{expected}\n"));
     }
 
     #[test]
     fn path_with_a_line_feed_stays_on_one_line() {
         let config = VmmConfig {
-            kernel: "/a\nb".into(),
+            kernel: Some("/a\nb".into()),
+            restore: None,
             initramfs: None,
             cmdline: String::new(),
             mem_mib: 64,
@@ -129,6 +163,8 @@ mod tests {
             disks: Vec::new(),
             vsock: None,
             console: Console::On,
+            extra_msrs: Vec::new(),
+            forkable: false,
         };
         assert_eq!(config.to_line().unwrap().matches('\n').count(), 1);
     }

@@ -9,7 +9,9 @@ pub mod end;
 pub mod events;
 mod native;
 pub mod place;
+pub mod resident;
 pub mod stream;
+mod twin;
 mod watch;
 
 use std::io;
@@ -18,10 +20,13 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch as channel};
 
-pub use config::{Disk, DiskMode, VmmConfig, Vsock};
+use crate::orders::OrderError;
+
+pub use config::{Disk, DiskMode, Restore, VmmConfig, Vsock};
 pub use end::{Cause, End};
 pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};
+pub use resident::{Resident, SnapshotFiles};
 pub use stream::Stream;
 
 /// Why a monitor could not be started or reached.
@@ -60,6 +65,14 @@ pub enum MonitorError {
         /// Why it failed; `ConnectionRefused` when nothing listens there.
         source: io::Error,
     },
+    /// A monitor did not do what it was told.
+    #[error("{action}")]
+    Order {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: OrderError,
+    },
     /// The emulated host failed.
     #[error("asking the emulated host to {action}")]
     Emulated {
@@ -84,6 +97,8 @@ pub struct Monitor {
 enum Life {
     /// A child process of ours.
     Native(native::Process),
+    /// A process that a monitor has made of itself.
+    Twin(twin::Twin),
     /// A process on an emulated host.
     Remote(place::Remote),
 }
@@ -131,6 +146,7 @@ impl Monitor {
     pub fn close_lifeline(&mut self) {
         match &mut self.life {
             Life::Native(process) => process.close_lifeline(),
+            Life::Twin(twin) => twin.close_lifeline(),
             Life::Remote(remote) => remote.close_lifeline(),
         }
     }
@@ -139,6 +155,7 @@ impl Monitor {
     pub fn kill(&mut self) {
         match &mut self.life {
             Life::Native(process) => process.kill(),
+            Life::Twin(twin) => twin.kill(),
             Life::Remote(remote) => remote.kill(),
         }
     }
@@ -147,7 +164,7 @@ impl Monitor {
     #[must_use]
     pub fn place_name(&self) -> &'static str {
         match &self.life {
-            Life::Native(_) => "native",
+            Life::Native(_) | Life::Twin(_) => "native",
             Life::Remote(_) => "emulated",
         }
     }
@@ -157,6 +174,7 @@ impl Monitor {
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
             Life::Native(process) => Some(process.pid()),
+            Life::Twin(twin) => Some(twin.pid()),
             Life::Remote(_) => None,
         }
     }

@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::MonitorError;
+use crate::orders::Orders;
 
 /// Children that have not been reaped yet.
 static UNREAPED: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
@@ -41,7 +42,7 @@ fn count_unreaped(change: impl FnOnce(&mut usize)) {
 /// A child process; dropping it kills it.
 pub(crate) struct Process {
     pid: Pid,
-    lifeline: Option<ChildStdin>,
+    lifeline: Option<Lifeline>,
     /// `None` once reaped: from then on the number may belong to a stranger.
     child: Arc<Mutex<Option<Child>>>,
 }
@@ -50,6 +51,22 @@ impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
     }
+}
+
+/// What a monitor has as its stdin.
+enum Lifeline {
+    Pipe(ChildStdin),
+    /// A control socket: the end of orders is the end of the monitor.
+    Orders(Arc<Orders>),
+}
+
+/// How a monitor is talked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Talk {
+    /// It is given its configuration and left alone.
+    Once,
+    /// It takes orders.
+    Orders,
 }
 
 /// A process that has just been started, with what can be heard of it.
@@ -62,22 +79,29 @@ pub(super) struct Spawned {
 }
 
 /// Starts `binary` and hands it its configuration.
-pub(super) fn spawn(binary: &Path, config_line: &str) -> Result<Spawned, MonitorError> {
+pub(super) fn spawn(binary: &Path, config_line: &str, talk: Talk) -> Result<Spawned, MonitorError> {
     let is_executable = binary.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if !is_executable {
         return Err(MonitorError::Missing { path: binary.to_path_buf() });
     }
-    start(binary, config_line).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
+    start(binary, config_line, talk).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
 }
 
-fn start(binary: &Path, config_line: &str) -> io::Result<Spawned> {
+fn start(binary: &Path, config_line: &str, talk: Talk) -> io::Result<Spawned> {
+    let (orders, stdin) = match talk {
+        Talk::Once => (None, Stdio::piped()),
+        Talk::Orders => {
+            let (orders, far) = Orders::pair()?;
+            (Some(Arc::new(orders)), Stdio::from(far))
+        }
+    };
     let mut child = Command::new(binary)
         .args(["--config", "-"])
         .env_clear()
         .current_dir("/")
         // Away from the terminal's process group: Ctrl-C is for us to understand, not for the monitor.
         .process_group(0)
-        .stdin(Stdio::piped())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -85,16 +109,18 @@ fn start(binary: &Path, config_line: &str) -> io::Result<Spawned> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(Some(child)));
     // From here on an early return kills the child, and the thread reaps it.
-    let mut process = Process { pid, lifeline: stdin, child };
+    let lifeline = orders.map(Lifeline::Orders).or(stdin.map(Lifeline::Pipe));
+    let mut process = Process { pid, lifeline, child };
     let status = reap_later(pid, Arc::clone(&process.child))?;
     let events = receiver(stdout.map(OwnedFd::from))?;
     let stderr = receiver(stderr.map(OwnedFd::from))?;
-    if let Some(lifeline) = &mut process.lifeline
-        && let Err(error) = lifeline.write_all(config_line.as_bytes())
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
-        return Err(error);
-    }
+    let told = match &mut process.lifeline {
+        Some(Lifeline::Pipe(pipe)) => pipe.write_all(config_line.as_bytes()),
+        Some(Lifeline::Orders(orders)) => orders.configure(config_line),
+        None => Ok(()),
+    };
+    // One that refuses its configuration says why by itself.
+    told.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })?;
     Ok(Spawned { process, events, stderr, status })
 }
 
@@ -138,7 +164,17 @@ impl Process {
     }
 
     pub(super) fn close_lifeline(&mut self) {
-        self.lifeline = None;
+        if let Some(Lifeline::Orders(orders)) = self.lifeline.take() {
+            orders.close();
+        }
+    }
+
+    /// Where it takes orders, if it does.
+    pub(super) fn orders(&self) -> Option<Arc<Orders>> {
+        match &self.lifeline {
+            Some(Lifeline::Orders(orders)) => Some(Arc::clone(orders)),
+            Some(Lifeline::Pipe(_)) | None => None,
+        }
     }
 
     pub(super) fn kill(&mut self) {
@@ -175,7 +211,7 @@ mod tests {
     /// A script that was just written may still be open for writing in a fork of another test's thread.
     fn start_script(path: &Path, config: &str) -> Spawned {
         for _ in 0..50 {
-            match spawn(path, config) {
+            match spawn(path, config, Talk::Once) {
                 Err(MonitorError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -240,7 +276,7 @@ mod tests {
         let plain = dir.path().join("plain");
         std::fs::write(&plain, "").unwrap();
         for path in [dir.path().join("absent"), plain, dir.path().to_path_buf()] {
-            let error = spawn(&path, "{}\n").err().unwrap();
+            let error = spawn(&path, "{}\n", Talk::Once).err().unwrap();
             assert!(matches!(&error, MonitorError::Missing { path: p } if *p == path), "{error}");
             assert!(error.to_string().contains("MIDGE_VMM"));
         }

@@ -9,6 +9,7 @@ use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::watch as channel;
 
+use super::native::Talk;
 use super::watch::{Clock, Outlets, watch};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
@@ -109,7 +110,7 @@ impl Place {
         let life = match self {
             Self::Native { vmm } => {
                 let line = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
-                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line)?;
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line, talk(config))?;
                 let status = async move { status.await.ok() };
                 tokio::spawn(watch(events, stderr, status, outlets(Clock::Ours)));
                 Life::Native(process)
@@ -119,10 +120,10 @@ impl Place {
                 let line =
                     line(config).map_err(|source| MonitorError::Emulated { action: start, source: source.into() })?;
                 let RemoteMonitor { events, stderr, status, lifeline } =
-                    host.spawn(id, &line).await.map_err(emulated(start))?;
+                    host.spawn(id, &line, config.forkable).await.map_err(emulated(start))?;
                 let status = async move { status.await.ok() };
                 tokio::spawn(watch(events, stderr, status, outlets(Clock::Foreign)));
-                Life::Remote(Remote { host: Arc::clone(host), id: id.to_owned(), lifeline: Some(lifeline) })
+                Life::Remote(Remote::new(Arc::clone(host), id, lifeline))
             }
         };
         let dialer = Dialer::new(self.clone(), id, socket);
@@ -130,11 +131,16 @@ impl Place {
     }
 }
 
-fn line(config: &VmmConfig) -> std::io::Result<String> {
+/// A VM that may be forked takes orders.
+fn talk(config: &VmmConfig) -> Talk {
+    if config.forkable { Talk::Orders } else { Talk::Once }
+}
+
+pub(super) fn line(config: &VmmConfig) -> std::io::Result<String> {
     config.to_line().map_err(std::io::Error::other)
 }
 
-fn emulated(action: &'static str) -> impl FnOnce(EmulatedError) -> MonitorError {
+pub(super) fn emulated(action: &'static str) -> impl FnOnce(EmulatedError) -> MonitorError {
     move |error| MonitorError::Emulated { action, source: error.into() }
 }
 
@@ -147,6 +153,18 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    pub(super) fn new(host: Arc<EmulatedHost>, id: &str, lifeline: OwnedWriteHalf) -> Self {
+        Self { host, id: id.to_owned(), lifeline: Some(lifeline) }
+    }
+
+    pub(super) fn host(&self) -> &Arc<EmulatedHost> {
+        &self.host
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     pub(super) fn close_lifeline(&mut self) {
         self.lifeline = None;
     }
@@ -178,6 +196,11 @@ impl Dialer {
     #[must_use]
     pub fn new(place: Place, id: &str, socket: &Path) -> Self {
         Self { place, id: id.into(), socket: socket.into() }
+    }
+
+    /// Where its guest is.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Opens a stream to a port on which something in the guest listens.

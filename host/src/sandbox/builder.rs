@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::choice::Where;
+use super::launch::Forking;
 use super::settings::Settings;
+use crate::error::Error;
 use crate::monitor::ConsoleSender;
 use crate::progress::{Silent, Watch};
 
@@ -25,6 +27,8 @@ pub struct Builder {
     pub(super) console: Option<ConsoleSender>,
     pub(super) place: Where,
     pub(super) watch: Arc<dyn Watch>,
+    pub(super) forking: Forking,
+    pub(super) behind: Duration,
 }
 
 impl fmt::Debug for Builder {
@@ -45,6 +49,8 @@ impl Builder {
             console: None,
             place: Where::Auto,
             watch: Arc::new(Silent),
+            forking: Forking::default(),
+            behind: Duration::ZERO,
         }
     }
 
@@ -116,6 +122,40 @@ impl Builder {
     pub fn boot_timeout(mut self, limit: Duration) -> Self {
         self.settings.boot_timeout = Some(limit);
         self
+    }
+
+    /// Makes the sandbox one that can be forked while it runs ([`Sandbox::fork`](super::Sandbox::fork)). Its disk is then
+    /// held in memory, whatever its size.
+    pub fn forkable(mut self) -> Self {
+        self.forking.is_possible = true;
+        self
+    }
+
+    /// Model-specific registers that forks need beyond those that the machine's KVM lists. Without it: those that
+    /// `MIDGE_EXTRA_MSRS` lists, as hexadecimal numbers between commas.
+    pub fn extra_msrs(mut self, registers: impl Into<Vec<u32>>) -> Self {
+        self.forking.extra_msrs = registers.into();
+        self
+    }
+
+    /// The image that was asked for.
+    pub(crate) fn image_name(&self) -> Option<String> {
+        self.image.clone()
+    }
+
+    /// The sandbox from which a template is made, with a wall clock that is `behind` the world's.
+    pub(crate) fn for_template(mut self, behind: Duration) -> Result<Self, Error> {
+        let refused =
+            |what, accepted: &str| Error::Setting { what, value: "given".to_owned(), accepted: accepted.to_owned() };
+        if self.workspace.is_some() {
+            let accepted = "none: a template outlives what a directory holds today; copy files in by its setup command";
+            return Err(refused("the template's workspace", accepted));
+        }
+        if self.console.is_some() {
+            return Err(refused("the template's console", "none: what cannot be forked is no template"));
+        }
+        self.behind = behind;
+        Ok(self.forkable())
     }
 
     /// Who is told of what takes long: a kernel or image that has to be built first.

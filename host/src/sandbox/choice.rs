@@ -10,9 +10,9 @@ use super::settings::Settings;
 use crate::cache::Cache;
 use crate::emulated::{EmulatedHost, EmulatedOptions, share};
 use crate::error::{Error, Fault};
-use crate::monitor::Place;
+use crate::monitor::{Place, VmmConfig};
 use crate::probe::{KvmState, probe};
-use crate::progress::Watch;
+use crate::progress::{Silent, Watch};
 
 /// Where a sandbox is to run.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +66,15 @@ impl Where {
         let host = Arc::new(start(mem_mib, Arc::clone(watch)).await?);
         *shared = Arc::downgrade(&host);
         Ok(Place::Emulated(host))
+    }
+}
+
+impl Where {
+    /// The place for a template, which runs where it was made: a CPU of the same kind.
+    pub(crate) async fn find_for_template(self, is_native: bool, config: &VmmConfig) -> Result<Place, Error> {
+        let place = if matches!(self, Self::Auto) && is_native { Self::Native } else { self };
+        let settings = Settings { mem_mib: config.mem_mib, cpus: config.cpus, ..Settings::default() };
+        place.find(false, &settings, super::settings::host_memory_mib(), &(Arc::new(Silent) as Arc<dyn Watch>)).await
     }
 }
 

@@ -5,18 +5,20 @@
 
 use std::path::{Path, PathBuf};
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use midge_protocol::READY_PORT;
 
 use super::settings::Settings;
+use super::twin::Made;
 use super::{Defaults, STOP, Sandbox, WorkspaceOrigin};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
 use crate::monitor::config::Console;
 use crate::monitor::{ConsoleSender, Disk, DiskMode, Monitor, Place, VmmConfig, Vsock};
-use crate::run_dir::{RunDir, random_bytes};
+use crate::run_dir::RunDir;
 use crate::timeline::Recorder;
 
 /// The context id of every guest; monitors do not share a bus, so it need not differ.
@@ -50,25 +52,39 @@ pub(super) struct Launch {
     pub(super) defaults: Defaults,
     pub(super) recorder: Recorder,
     pub(super) run_dir: RunDir,
-    pub(super) workspace: Option<WorkspaceOrigin>,
+    pub(super) workspace: Option<Arc<WorkspaceOrigin>>,
+    pub(super) forking: Forking,
+    /// How far the guest's wall clock is behind the world's.
+    pub(super) behind: Duration,
+}
+
+/// What a sandbox needs to be forked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Forking {
+    /// Whether it can be.
+    pub(super) is_possible: bool,
+    /// Registers that its state has beyond KVM's list.
+    pub(super) extra_msrs: Vec<u32>,
 }
 
 impl Launch {
     /// Starts the machine and waits for its agent.
     pub(super) async fn start(self) -> Result<Sandbox, Error> {
-        let Self { place, parts, settings, overlay, limits, console, defaults, recorder, run_dir, workspace } = self;
+        let Self { place, parts, settings, overlay, limits, console, defaults, recorder, run_dir, .. } = self;
         let socket = run_dir.socket();
         let with_console = if console.is_some() { Console::On } else { Console::Off };
-        let config = compose(&parts, &settings, overlay, &socket, with_console);
+        let mut config = compose(&parts, &settings, overlay, &socket, with_console);
+        config.forkable = self.forking.is_possible;
+        config.extra_msrs = self.forking.extra_msrs;
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, console).await?;
-        let identity = Identity { hostname: format!("midge-{}", run_dir.id()), machine_id: random_bytes() };
+        let identity = Identity { behind: self.behind, ..Identity::random(run_dir.id()) };
         let greeted =
             Link::establish(monitor.dialer(), listener, monitor.watch_end(), identity, limits, recorder.clone()).await;
         match greeted {
             Ok((link, hello)) => {
-                let collections = AtomicU32::new(0);
-                Ok(Sandbox { monitor, link, hello, defaults, recorder, workspace, collections, run_dir })
+                let made = Made { config, limits, hello, defaults, workspace: self.workspace };
+                Ok(Sandbox { monitor, link, made: Arc::new(made), recorder, collections: AtomicU32::new(0), run_dir })
             }
             Err(Error::BootTimeout { limit_ms, .. }) => {
                 Err(Error::BootTimeout { limit_ms, console_tail: last_words(monitor).await })
@@ -96,7 +112,8 @@ fn compose(parts: &Parts, settings: &Settings, overlay: DiskMode, socket: &Path,
         cmdline.push_str(" midge.workspace=/dev/vdc:erofs");
     }
     VmmConfig {
-        kernel: parts.kernel.clone(),
+        kernel: Some(parts.kernel.clone()),
+        restore: None,
         initramfs: Some(parts.initramfs.clone()),
         cmdline,
         mem_mib: settings.mem_mib,
@@ -105,6 +122,8 @@ fn compose(parts: &Parts, settings: &Settings, overlay: DiskMode, socket: &Path,
         disks,
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds: socket.to_owned() }),
         console,
+        extra_msrs: Vec::new(),
+        forkable: false,
     }
 }
 
@@ -117,15 +136,15 @@ pub(super) fn limits(settings: &Settings, is_emulated: bool) -> Limits {
     }
 }
 
-/// Where the guest's writes go. An emulated host has no disk of its own.
+/// Where the guest's writes go. An emulated host has no disk of its own, and a file belongs to one VM only.
 pub(super) fn overlay(
     settings: &Settings,
     host_mib: u64,
-    is_emulated: bool,
+    in_memory: bool,
     run_dir: &RunDir,
 ) -> Result<DiskMode, Error> {
     let cap_mib = settings.disk_mib;
-    if is_emulated || settings.overlay_fits_memory(host_mib) {
+    if in_memory || settings.overlay_fits_memory(host_mib) {
         Ok(DiskMode::OverlayMemory { cap_mib })
     } else {
         Ok(DiskMode::OverlayFile { path: run_dir.bulk()?.join("overlay"), cap_mib })

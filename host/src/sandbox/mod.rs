@@ -21,6 +21,7 @@ mod kernel_file;
 mod launch;
 mod prepare;
 pub mod settings;
+pub mod twin;
 mod workspace;
 
 use std::ffi::OsString;
@@ -34,6 +35,7 @@ use midge_protocol::{Hello, Stats};
 pub use builder::Builder;
 pub use choice::Where;
 pub use settings::Settings;
+pub use twin::Forks;
 pub use workspace::Workspace;
 
 use crate::error::Error;
@@ -43,6 +45,7 @@ use crate::link::Link;
 use crate::monitor::{End, Monitor};
 use crate::run_dir::RunDir;
 use crate::timeline::{Recorder, Timeline};
+use twin::Made;
 use workspace::WorkspaceOrigin;
 
 /// How long a guest may take to write everything out and reset itself.
@@ -58,19 +61,17 @@ pub struct Sandbox {
     // Dropped in this order: first the machine, then the directory it has its sockets in.
     monitor: Monitor,
     link: Link,
-    hello: Hello,
-    defaults: Defaults,
+    made: Arc<Made>,
     recorder: Recorder,
-    workspace: Option<WorkspaceOrigin>,
     collections: AtomicU32,
     run_dir: RunDir,
 }
 
 /// What every command of a sandbox gets, unless it says otherwise.
 #[derive(Debug, Clone, Default)]
-struct Defaults {
-    env: Vec<(OsString, OsString)>,
-    user: Option<String>,
+pub(crate) struct Defaults {
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) user: Option<String>,
 }
 
 impl Sandbox {
@@ -90,7 +91,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::NotStarted`] when the guest cannot start it, or the reason why the guest is gone.
     pub async fn exec(&self, exec: Exec) -> Result<Running, Error> {
-        let running = exec.with_defaults(&self.defaults.env, self.defaults.user.as_deref()).start(&self.link).await?;
+        let running =
+            exec.with_defaults(&self.made.defaults.env, self.made.defaults.user.as_deref()).start(&self.link).await?;
         self.recorder.note("exec_started");
         Ok(running)
     }
@@ -153,7 +155,7 @@ impl Sandbox {
     /// The agent's version, and what it had to say at the start.
     #[must_use]
     pub fn agent(&self) -> &Hello {
-        &self.hello
+        &self.made.hello
     }
 
     /// The monitor's process id, where it is a process of this machine.

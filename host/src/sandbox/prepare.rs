@@ -30,8 +30,11 @@ impl Builder {
         let host_mib = settings::host_memory_mib();
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
-        let Self { settings, image, kernel, workspace, env, user, console, place, watch } = self;
+        let Self { settings, image, kernel, workspace, env, user, console, place, watch, mut forking, behind } = self;
         let own_kernel = kernel.is_some();
+        if forking.is_possible && forking.extra_msrs.is_empty() {
+            forking.extra_msrs = extra_msrs_from_environment()?;
+        }
         let request = Request {
             cpus: settings.cpus,
             disk_mib: settings.disk_mib,
@@ -46,7 +49,7 @@ impl Builder {
         let place = place.find(own_kernel, &settings, host_mib, &watch).await?;
         recorder.note("place_found");
         let launch = Launch {
-            overlay: overlay(&settings, host_mib, place.is_emulated(), &ready.run_dir)?,
+            overlay: overlay(&settings, host_mib, place.is_emulated() || forking.is_possible, &ready.run_dir)?,
             limits: limits(&settings, place.is_emulated()),
             parts: ready.parts,
             settings,
@@ -54,7 +57,9 @@ impl Builder {
             defaults: Defaults { env, user },
             recorder,
             run_dir: ready.run_dir,
-            workspace: ready.workspace,
+            workspace: ready.workspace.map(Arc::new),
+            forking,
+            behind,
             place,
         };
         launch.start().await
@@ -78,6 +83,20 @@ impl Builder {
 /// `MIDGE_KERNEL`: for machines whose KVM needs a kernel of its own kind.
 fn kernel_from_environment() -> Option<PathBuf> {
     std::env::var_os("MIDGE_KERNEL").filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// `MIDGE_EXTRA_MSRS`: for machines whose KVM does not list all that a guest's state needs.
+fn extra_msrs_from_environment() -> Result<Vec<u32>, Error> {
+    let Some(list) = std::env::var_os("MIDGE_EXTRA_MSRS").filter(|value| !value.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let list = list.to_string_lossy();
+    let number = |word: &str| u32::from_str_radix(word.trim().trim_start_matches("0x"), 16).ok();
+    list.split(',').map(number).collect::<Option<_>>().ok_or_else(|| Error::Setting {
+        what: "the list of registers (MIDGE_EXTRA_MSRS)",
+        value: list.into_owned(),
+        accepted: "hexadecimal numbers between commas, for example 0x4b564d00,0x4b564d10".to_owned(),
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {

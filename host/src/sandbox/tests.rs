@@ -47,6 +47,8 @@ async fn attempt(body: &str, boot: Duration) -> Attempt {
 fn launch(dir: &Path, place: Place, boot: Duration, recorder: &Recorder) -> Launch {
     let root = Image { path: "/r".into(), fs: "erofs" };
     Launch {
+        behind: Duration::ZERO,
+        forking: crate::sandbox::launch::Forking::default(),
         place,
         parts: Parts { kernel: "/k".into(), initramfs: "/i".into(), root, scratch: "/s".into(), workspace: None },
         settings: Settings::default(),

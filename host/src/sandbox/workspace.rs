@@ -30,7 +30,7 @@ pub struct Workspace<'a> {
 
 impl<'a> Workspace<'a> {
     pub(super) fn of(sandbox: &'a Sandbox) -> Option<Self> {
-        sandbox.workspace.as_ref().map(|origin| Self { sandbox, origin })
+        sandbox.made.workspace.as_deref().map(|origin| Self { sandbox, origin })
     }
 
     /// The directory on the host.

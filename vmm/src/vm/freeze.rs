@@ -26,6 +26,7 @@ const REST_PAUSE_MS: i32 = 1;
 
 /// How long the guest stood still, and what for.
 struct Pause {
+    pid: u32,
     whole: Duration,
     save: Duration,
     fork: Duration,
@@ -44,6 +45,7 @@ impl Vm {
         let answer = match received.order {
             Ok(Order::Freeze {}) => match self.freeze(received.descriptors) {
                 Ok(Twin::First(pause)) => Answer::Frozen {
+                    pid: pause.pid,
                     pause_us: micros(pause.whole),
                     save_us: micros(pause.save),
                     fork_us: micros(pause.fork),
@@ -121,8 +123,9 @@ impl Vm {
     fn twin(&mut self, state: VmState, disks: &[DiskState], streams: Streams, begun: Instant) -> Result<Twin, VmError> {
         let save = begun.elapsed();
         let forking = Instant::now();
-        if sys::fork().map_err(host("making a process"))?.is_some() {
-            return Ok(Twin::First(Pause { whole: Duration::ZERO, save, fork: forking.elapsed() }));
+        sys::ignore_children();
+        if let Some(pid) = sys::fork().map_err(host("making a process"))? {
+            return Ok(Twin::First(Pause { pid, whole: Duration::ZERO, save, fork: forking.elapsed() }));
         }
         let disks =
             disks.iter().map(|disk| DiskState { transport: disk.transport.clone(), layer: None, ..*disk }).collect();

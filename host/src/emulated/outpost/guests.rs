@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::wire::{RUN_DIR, is_id, socket};
+use crate::orders::Orders;
 
 /// Every sandbox that is known: it runs, or somebody listens for it.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(super) struct Guests {
 struct Guest {
     /// Its monitor, once spawned.
     pid: Option<Pid>,
+    /// Where its monitor takes orders, if it does.
+    orders: Option<Rc<Orders>>,
     listeners: HashMap<u32, Rc<UnixListener>>,
 }
 
@@ -37,9 +40,18 @@ impl Guests {
     }
 
     /// Notes the monitor of a prepared sandbox.
-    pub(super) fn started(&self, id: &str, pid: Option<u32>) {
+    pub(super) fn started(&self, id: &str, pid: Option<u32>, orders: Option<Rc<Orders>>) {
         let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        self.by_id.borrow_mut().entry(id.to_owned()).or_default().pid = pid;
+        let mut guests = self.by_id.borrow_mut();
+        let guest = guests.entry(id.to_owned()).or_default();
+        guest.pid = pid;
+        guest.orders = orders;
+    }
+
+    /// Where the monitor of a sandbox takes orders.
+    pub(super) fn orders(&self, id: &str) -> io::Result<Rc<Orders>> {
+        let orders = self.by_id.borrow().get(id).and_then(|guest| guest.orders.clone());
+        orders.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no monitor {id:?} takes orders")))
     }
 
     /// Forgets a sandbox, its sockets and its files.
@@ -149,7 +161,7 @@ mod tests {
     fn sandbox_that_does_not_run_cannot_be_signalled() {
         let guests = Guests::default();
         assert_eq!(guests.signal("a", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
-        guests.started("a", Some(std::process::id()));
+        guests.started("a", Some(std::process::id()), None);
         assert_eq!(guests.signal("a", 0xffff).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
@@ -165,7 +177,7 @@ mod tests {
     #[test]
     fn running_sandbox_is_not_prepared_twice() {
         let guests = Guests::default();
-        guests.started("a", Some(1));
+        guests.started("a", Some(1), None);
         assert_eq!(guests.prepare("a").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -6,6 +6,7 @@
 //! so that nothing outlives the process that started it. Knows nothing of what a monitor runs.
 
 mod guests;
+mod monitors;
 mod serve;
 mod system;
 

@@ -2,33 +2,24 @@
 //! One conversation of the outpost, from its request line to its end.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::mpsc;
 
 use super::super::qemu::line;
-use super::super::wire::{MAX_LINE_BYTES, MAX_REQUEST_BYTES, Op, Request, socket};
-use super::Outpost;
+use super::super::wire::{MAX_REQUEST_BYTES, Op, Request, socket};
+use super::{Outpost, monitors};
 
 /// How long a request line may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes moved at a time.
 const COPY_BYTES: usize = 64 << 10;
-/// Lines of a monitor that wait for a slow reader.
-const LINES_WAITING: usize = 64;
-/// The monitor, in the initramfs.
-const MONITOR: &str = "/midge-vmm";
 
 /// Where requests come from, and more bytes after them.
-type Reader = BufReader<OwnedReadHalf>;
+pub(super) type Reader = BufReader<OwnedReadHalf>;
 
 /// Serves one connection to its end.
 pub(super) async fn conversation(stream: TcpStream, outpost: Rc<Outpost>) {
@@ -60,16 +51,10 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin), token: &str) -> 
 async fn perform(op: Op, reader: Reader, writer: &mut OwnedWriteHalf, outpost: &Outpost) -> io::Result<()> {
     match op {
         Op::Hold => hold(reader, writer, outpost).await,
-        Op::Spawn { id, config } => {
-            outpost.guests.prepare(&id)?;
-            let (child, stdin) = start_monitor(&config).await.inspect_err(|_| outpost.guests.ended(&id))?;
-            outpost.guests.started(&id, child.id());
-            let _ = writer.write_all(b"OK\n").await;
-            let status = watch_monitor(child, stdin, reader, writer).await;
-            outpost.guests.ended(&id);
-            let _ = writer.write_all(format!("X {status}\n").as_bytes()).await;
-            Ok(())
-        }
+        Op::Spawn { id, config, orders } => monitors::spawn(&id, &config, orders, reader, writer, outpost).await,
+        Op::Freeze { id, resident } => monitors::freeze(&id, &resident, reader, writer, outpost).await,
+        Op::Fork { resident, id } => monitors::fork(&resident, &id, reader, writer, outpost).await,
+        Op::Save { resident, layers } => monitors::save(&resident, layers, writer, outpost).await,
         Op::Connect { id, port } => {
             let guest = connect(&socket(&id), port).await?;
             let _ = writer.write_all(b"OK\n").await;
@@ -91,62 +76,6 @@ async fn hold(mut reader: Reader, writer: &mut OwnedWriteHalf, outpost: &Outpost
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
     outpost.released.notify_one();
     Ok(())
-}
-
-/// Starts a monitor and hands it its configuration.
-async fn start_monitor(config: &Value) -> io::Result<(Child, ChildStdin)> {
-    let mut child = Command::new(MONITOR)
-        .args(["--config", "-"])
-        .env_clear()
-        .current_dir("/")
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut stdin = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
-    // A monitor that refuses its configuration may have ended already; its own words say why.
-    let _ = stdin.write_all(format!("{config}\n").as_bytes()).await;
-    Ok((child, stdin))
-}
-
-/// Passes a monitor's output on until it has ended; returns its wait status.
-async fn watch_monitor(mut child: Child, stdin: ChildStdin, reader: Reader, writer: &mut OwnedWriteHalf) -> i32 {
-    let lifeline = tokio::task::spawn_local(feed(reader, stdin));
-    let (sender, mut lines) = mpsc::channel::<Vec<u8>>(LINES_WAITING);
-    for (letter, output) in [
-        (b'E', child.stdout.take().map(|output| Box::new(output) as Box<dyn AsyncRead + Unpin>)),
-        (b'S', child.stderr.take().map(|output| Box::new(output) as Box<dyn AsyncRead + Unpin>)),
-    ] {
-        if let Some(output) = output {
-            tokio::task::spawn_local(prefix_lines(letter, output, sender.clone()));
-        }
-    }
-    drop(sender);
-    while let Some(line) = lines.recv().await {
-        // A reader that is gone must not keep the monitor's pipes full: its lifeline is closed already.
-        let _ = writer.write_all(&line).await;
-    }
-    let status = child.wait().await.map_or(libc::SIGKILL, ExitStatusExt::into_raw);
-    lifeline.abort();
-    status
-}
-
-/// The lifeline: when whoever started the monitor is gone, its stdin closes.
-async fn feed(mut reader: Reader, mut stdin: ChildStdin) {
-    let _ = tokio::io::copy_buf(&mut reader, &mut stdin).await;
-}
-
-async fn prefix_lines(letter: u8, output: Box<dyn AsyncRead + Unpin>, to: mpsc::Sender<Vec<u8>>) {
-    let mut output = BufReader::new(output);
-    while let Ok(Some(mut text)) = line(&mut output, MAX_LINE_BYTES).await {
-        text.splice(0..0, [letter, b' ']);
-        text.push(b'\n');
-        if to.send(text).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Opens a stream to a guest's port by the monitor's convention.

@@ -134,14 +134,3 @@ async fn each_direction_ends_by_itself() {
     };
     tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(pumping, talking) }).await.unwrap();
 }
-
-#[tokio::test]
-async fn output_is_prefixed_line_by_line() {
-    let (sender, mut lines) = mpsc::channel(8);
-    prefix_lines(b'S', Box::new(&b"one\n\ntwo"[..]), sender).await;
-    let mut all = Vec::new();
-    while let Some(line) = lines.recv().await {
-        all.extend(line);
-    }
-    assert_eq!(all, b"S one\nS \nS two\n");
-}

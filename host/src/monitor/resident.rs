@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A resident: a monitor without a VM, which holds one at rest and makes forks of it.
+//!
+//! It comes from a running VM ([`Monitor::freeze`]) or from the files of a snapshot ([`Place::hold`]). Forks do not
+//! need it any more once they are made.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::sync::watch as channel;
+
+use super::native::{self, Talk};
+use super::place::{Remote, emulated, line};
+use super::twin::Twin;
+use super::watch::{Clock, Outlets, watch};
+use super::{Dialer, End, Life, Monitor, MonitorError, Place, VmmConfig};
+use crate::orders::{self, Answer, Order, OrderError, Orders, PROMPT, Pause, SAVING};
+use crate::timeline::Recorder;
+
+/// Where a snapshot is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotFiles {
+    /// CPUs and devices.
+    pub state: PathBuf,
+    /// Guest memory.
+    pub memory: PathBuf,
+    /// The changed pages of each disk that has some, in order.
+    pub layers: Vec<PathBuf>,
+}
+
+impl SnapshotFiles {
+    /// All of them, in the order in which a monitor writes them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.state, &self.memory].into_iter().chain(&self.layers)
+    }
+}
+
+/// A resident. Dropping it ends it; its forks run on.
+#[derive(Debug)]
+pub struct Resident {
+    place: Place,
+    life: ResidentLife,
+    recorder: Recorder,
+    ended: channel::Receiver<Option<Arc<End>>>,
+}
+
+/// What a resident says when it takes orders.
+const READY_STAGE: &str = "resident";
+/// How often that is looked for.
+const READY_PAUSE: Duration = Duration::from_micros(200);
+
+#[derive(Debug)]
+enum ResidentLife {
+    /// Made by a monitor of ours.
+    Twin(Twin),
+    /// A child of ours.
+    Child { process: native::Process, orders: Arc<Orders> },
+    /// On an emulated host, under this name.
+    Remote(Remote),
+}
+
+fn refused(action: &'static str) -> impl Fn(OrderError) -> MonitorError {
+    move |source| MonitorError::Order { action, source }
+}
+
+fn local(action: &'static str) -> impl Fn(std::io::Error) -> MonitorError {
+    move |source| MonitorError::Order { action, source: source.into() }
+}
+
+/// The moment a process is heard of as gone, and everything it says until then.
+fn listen(
+    events: impl AsyncRead + Unpin + Send + 'static,
+    stderr: impl AsyncRead + Unpin + Send + 'static,
+    status: impl Future<Output = Option<std::process::ExitStatus>> + Send + 'static,
+    recorder: &Recorder,
+    clock: Clock,
+) -> (channel::Receiver<Option<Arc<End>>>, channel::Receiver<bool>) {
+    let (ended_sender, ended) = channel::channel(None);
+    let (reaped_sender, reaped) = channel::channel(false);
+    let outlets =
+        Outlets { recorder: recorder.clone(), clock, console: None, ended: ended_sender, reaped: reaped_sender };
+    tokio::spawn(watch(events, stderr, status, outlets));
+    (ended, reaped)
+}
+
+impl Monitor {
+    /// Has the monitor stand still and twin itself into a resident called `id`; the VM goes on. Its agent must have
+    /// brought everything in the guest to a stand before.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when the monitor refuses, as it does unless it was started to be forked.
+    pub async fn freeze(&self, id: &str) -> Result<(Resident, Pause), MonitorError> {
+        const ACTION: &str = "freezing the VM";
+        let silent = Recorder::new();
+        if let Life::Remote(remote) = &self.life {
+            let host = remote.host();
+            let (monitor, pause) = host.freeze(remote.id(), id).await.map_err(emulated("freeze a VM"))?;
+            let status = async move { monitor.status.await.ok() };
+            let (ended, _) = listen(monitor.events, monitor.stderr, status, &silent, Clock::Foreign);
+            let life = ResidentLife::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
+            return Ok((Resident { place: Place::Emulated(Arc::clone(host)), life, recorder: silent, ended }, pause));
+        }
+        let orders =
+            self.orders().ok_or_else(|| local(ACTION)(std::io::Error::other("it was not started to be forked")))?;
+        let (near, far) = orders::streams().map_err(local(ACTION))?;
+        let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
+        let (pid, pause) = match answer.map_err(refused(ACTION))? {
+            Answer::Frozen { pid, pause } => (pid, pause),
+            other => return Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+        };
+        let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
+        let (ended, _) = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours);
+        let life = ResidentLife::Twin(twin);
+        Ok((Resident { place: self.dialer.place().clone(), life, recorder: silent, ended }, pause))
+    }
+
+    fn orders(&self) -> Option<Arc<Orders>> {
+        match &self.life {
+            Life::Native(process) => process.orders(),
+            Life::Twin(twin) => Some(twin.orders()),
+            Life::Remote(_) => None,
+        }
+    }
+}
+
+impl Place {
+    /// Starts a resident called `id` over the snapshot that `config` names, and waits until it takes orders.
+    ///
+    /// # Errors
+    /// As for [`Place::spawn`]; [`MonitorError::Ended`] when the snapshot cannot be used here.
+    pub async fn hold(&self, id: &str, config: &VmmConfig, recorder: &Recorder) -> Result<Resident, MonitorError> {
+        match self {
+            Self::Native { vmm } => {
+                let text = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text, Talk::Orders)?;
+                let status = async move { status.await.ok() };
+                let (ended, _) = listen(events, stderr, status, recorder, Clock::Ours);
+                let Some(orders) = process.orders() else {
+                    return Err(local("starting a resident")(std::io::ErrorKind::NotConnected.into()));
+                };
+                let life = ResidentLife::Child { process, orders };
+                Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
+            }
+            Self::Emulated(host) => {
+                let text = line(config)
+                    .map_err(|source| MonitorError::Emulated { action: "start a resident", source: source.into() })?;
+                let monitor = host.spawn(id, &text, true).await.map_err(emulated("start a resident"))?;
+                let status = async move { monitor.status.await.ok() };
+                let (ended, _) = listen(monitor.events, monitor.stderr, status, recorder, Clock::Foreign);
+                let life = ResidentLife::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
+                Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
+            }
+        }
+    }
+}
+
+impl Resident {
+    /// Where it is, and its forks will be.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Waits until it takes orders, at most `limit`.
+    ///
+    /// # Errors
+    /// Its end: a snapshot that cannot be used, mostly.
+    pub async fn ready(&self, limit: Duration) -> Result<(), Arc<End>> {
+        let mut ended = self.ended.clone();
+        let is_ready = async {
+            while !self.recorder.has(READY_STAGE) {
+                tokio::time::sleep(READY_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = is_ready => Ok(()),
+            ended = ended.wait_for(Option::is_some) => {
+                let lost = || Arc::new(End::lost("its watcher vanished"));
+                Err(ended.map_or_else(|_| lost(), |end| end.clone().unwrap_or_else(lost)))
+            }
+            () = tokio::time::sleep(limit) => Err(Arc::new(End::lost("it did not come to taking orders"))),
+        }
+    }
+
+    /// Its process id, where it is a process of this machine.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match &self.life {
+            ResidentLife::Twin(twin) => Some(twin.pid()),
+            ResidentLife::Child { process, .. } => Some(process.pid()),
+            ResidentLife::Remote(_) => None,
+        }
+    }
+
+    /// Makes a VM called `id`, whose vsock's Unix socket will be `socket`. Its agent waits to be resumed.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when the resident refuses or is gone, [`MonitorError::Listen`].
+    pub async fn fork(&self, id: &str, socket: &Path, recorder: &Recorder) -> Result<Monitor, MonitorError> {
+        const ACTION: &str = "forking a VM";
+        recorder.note("fork");
+        let dialer = Dialer::new(self.place.clone(), id, socket);
+        let orders = match &self.life {
+            ResidentLife::Twin(twin) => twin.orders(),
+            ResidentLife::Child { orders, .. } => Arc::clone(orders),
+            ResidentLife::Remote(remote) => {
+                let host = remote.host();
+                let monitor = host.fork(remote.id(), id).await.map_err(emulated("fork a VM"))?;
+                let status = async move { monitor.status.await.ok() };
+                let (ended, reaped) = listen(monitor.events, monitor.stderr, status, recorder, Clock::Foreign);
+                let life = Life::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
+                return Ok(Monitor { dialer, ended, reaped, life });
+            }
+        };
+        let listener =
+            UnixListener::bind(socket).map_err(|source| MonitorError::Listen { path: socket.to_owned(), source })?;
+        let (near, far) = orders::streams().map_err(local(ACTION))?;
+        let [control, events, stderr] = far.descriptors();
+        let order = Order::Fork { uds: socket.to_owned() };
+        let answer = orders.order(&order, &[control, events, stderr, listener.as_fd()], PROMPT).await;
+        let pid = match answer.map_err(refused(ACTION))? {
+            Answer::Forked { pid } => pid,
+            other => return Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+        };
+        let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
+        let (ended, reaped) = listen(near.events, near.stderr, twin.gone(), recorder, Clock::Ours);
+        Ok(Monitor { dialer, ended, reaped, life: Life::Twin(twin) })
+    }
+
+    /// Writes what it holds into new files. Returns the bytes of memory that were not zero.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`]: a file cannot be made, the disk is full.
+    pub async fn save(&self, files: &SnapshotFiles) -> Result<u64, MonitorError> {
+        const ACTION: &str = "writing the snapshot";
+        let orders = match &self.life {
+            ResidentLife::Twin(twin) => twin.orders(),
+            ResidentLife::Child { orders, .. } => Arc::clone(orders),
+            ResidentLife::Remote(remote) => {
+                return remote
+                    .host()
+                    .save(remote.id(), &files.all().cloned().collect::<Vec<_>>())
+                    .await
+                    .map_err(emulated("write a snapshot"));
+            }
+        };
+        let made: Result<Vec<File>, _> = files.all().map(File::create_new).collect();
+        let made = made.map_err(local(ACTION))?;
+        let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+        match orders.order(&Order::Save {}, &descriptors, SAVING).await.map_err(refused(ACTION))? {
+            Answer::Saved { memory_bytes } => Ok(memory_bytes),
+            other => Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+        }
+    }
+}

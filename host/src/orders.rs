@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host's end of a monitor's control socket: orders with descriptors, and their answers.
+//!
+//! The socket is also the monitor's lifeline: closing it ends the monitor. One order is under way at a time.
+//! The answers are a monitor's words, which a hostile guest may have taken over: bounded, and believed in nothing
+//! but numbers. The monitor's side and the table of orders: `vmm/src/orders.rs`.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    recv, sendmsg, shutdown, socketpair,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::sync::Mutex;
+
+/// Longest answer, in bytes.
+const ANSWER_MAX_BYTES: usize = 16 << 10;
+/// Most descriptors with one order, as the monitor has it.
+const DESCRIPTORS_MAX: usize = 16;
+/// How long a freeze or a fork may take before the monitor counts as lost.
+pub const PROMPT: Duration = Duration::from_secs(30);
+/// How long writing a snapshot may take: a large memory to a slow disk.
+pub const SAVING: Duration = Duration::from_secs(600);
+
+/// What a monitor is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Twin yourself into a resident; for a monitor whose VM runs.
+    Freeze {},
+    /// Make a VM; for a resident.
+    Fork {
+        /// Where its guest's connections go: this and `_<port>`.
+        uds: PathBuf,
+    },
+    /// Write what you hold into the files that come with this; for a resident.
+    Save {},
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// There is a resident.
+    Frozen {
+        /// Its process id.
+        pid: u32,
+        /// How long the guest stood still.
+        #[serde(flatten)]
+        pause: Pause,
+    },
+    /// There is a fork.
+    Forked {
+        /// Its process id.
+        pid: u32,
+    },
+    /// The files are written.
+    Saved {
+        /// Bytes of memory that were not zero.
+        memory_bytes: u64,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        what: String,
+    },
+}
+
+/// How long a guest stood still for a freeze, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// From the order to the guest's going on.
+    pub pause_us: u64,
+    /// Of that, until its state was taken.
+    pub save_us: u64,
+    /// Of that, the call of `fork(2)`.
+    pub fork_us: u64,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The monitor has refused it.
+    #[error("the monitor refused: {what}")]
+    Refused {
+        /// Its reason.
+        what: String,
+    },
+    /// It did not answer in time.
+    #[error("the monitor did not answer within {} s", limit.as_secs())]
+    Late {
+        /// The limit.
+        limit: Duration,
+    },
+    /// It answered something else.
+    #[error("the monitor answered {answer}")]
+    Unexpected {
+        /// What it said.
+        answer: String,
+    },
+    /// The socket failed, or the monitor is gone.
+    #[error("telling the monitor")]
+    Io(#[from] io::Error),
+}
+
+/// The host's end of one control socket. Dropping it closes it.
+#[derive(Debug)]
+pub struct Orders {
+    socket: AsyncFd<OwnedFd>,
+    /// One order at a time, so that answers belong to their orders.
+    turn: Mutex<()>,
+}
+
+impl Orders {
+    /// A new socket, and the end that becomes a monitor's stdin.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::io::ioctl_fionbio(&near, true)?;
+        Ok((Self { socket: watched(near, Interest::READABLE | Interest::WRITABLE)?, turn: Mutex::new(()) }, far))
+    }
+
+    /// Sends a monitor its configuration: the first datagram.
+    ///
+    /// # Errors
+    /// When it is too long for one, or the monitor is gone.
+    pub fn configure(&self, text: &str) -> io::Result<()> {
+        // The socket is empty: nothing has to be waited for.
+        rustix::net::send(self.socket.get_ref(), text.as_bytes(), SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Gives an order and waits for its answer, at most `limit`.
+    ///
+    /// # Errors
+    /// [`OrderError`].
+    pub async fn order(
+        &self,
+        order: &Order,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Answer, OrderError> {
+        let _turn = self.turn.lock().await;
+        let answered = async {
+            self.send(&serde_json::to_vec(order).map_err(io::Error::other)?, descriptors).await?;
+            self.receive().await
+        };
+        match tokio::time::timeout(limit, answered).await {
+            Ok(Ok(Answer::Failed { what })) => Err(OrderError::Refused { what: printable(&what) }),
+            Ok(answer) => answer,
+            Err(_) => {
+                // Its answer would be taken for that of the next order.
+                self.close();
+                Err(OrderError::Late { limit })
+            }
+        }
+    }
+
+    async fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let send = |socket: &OwnedFd| {
+            let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut control = SendAncillaryBuffer::new(&mut room);
+            if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+                return Err(io::Error::from(io::ErrorKind::InvalidInput));
+            }
+            Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).map(drop)?)
+        };
+        self.socket.async_io(Interest::WRITABLE, send).await
+    }
+
+    async fn receive(&self) -> Result<Answer, OrderError> {
+        let mut bytes = vec![0; ANSWER_MAX_BYTES];
+        let len = self
+            .socket
+            .async_io(Interest::READABLE, |socket| Ok(recv(socket, &mut bytes[..], RecvFlags::empty())?.0))
+            .await?;
+        if len == 0 {
+            return Err(OrderError::Io(io::ErrorKind::ConnectionReset.into()));
+        }
+        serde_json::from_slice(&bytes[..len])
+            .map_err(|_| OrderError::Unexpected { answer: printable(&String::from_utf8_lossy(&bytes[..len])) })
+    }
+
+    /// Ends the monitor, as dropping does, whoever else still holds this.
+    pub fn close(&self) {
+        // It has ended by itself, then.
+        let _ = shutdown(self.socket.get_ref(), Shutdown::Both);
+    }
+}
+
+/// Text of a monitor for a message: bounded, in one line.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(1000).collect()
+}
+
+/// A descriptor for the runtime to wait for.
+///
+/// # Errors
+/// The runtime's.
+#[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same while it is registered")]
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names one open descriptor until it is dropped, and the `AsyncFd` owns it.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// What is heard of a process that a monitor makes: its events, its stderr.
+#[derive(Debug)]
+pub struct Near {
+    /// Its control socket.
+    pub orders: Orders,
+    /// Its stdout: one JSON event a line.
+    pub events: pipe::Receiver,
+    /// Its stderr.
+    pub stderr: pipe::Receiver,
+}
+
+/// The ends that go with an order; closed here once it is answered.
+#[derive(Debug)]
+pub struct Far {
+    control: OwnedFd,
+    events: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Far {
+    /// In the order in which a monitor expects them.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.control.as_fd(), self.events.as_fd(), self.stderr.as_fd()]
+    }
+}
+
+/// The streams of a process that is about to be made.
+///
+/// # Errors
+/// When there is no descriptor left.
+pub fn streams() -> io::Result<(Near, Far)> {
+    let (orders, control) = Orders::pair()?;
+    let (events, far_events) = io::pipe()?;
+    let (stderr, far_stderr) = io::pipe()?;
+    let near = Near {
+        orders,
+        events: pipe::Receiver::from_owned_fd(events.into())?,
+        stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
+    };
+    Ok((near, Far { control, events: far_events.into(), stderr: far_stderr.into() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A monitor that gives these answers, and the orders it has heard.
+    fn fake(answers: &'static [&'static str]) -> (Orders, std::thread::JoinHandle<Vec<String>>) {
+        let (orders, far) = Orders::pair().unwrap();
+        let monitor = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            for answer in answers {
+                let mut bytes = [0; 1000];
+                let (len, _) = recv(&far, &mut bytes[..], RecvFlags::empty()).unwrap();
+                heard.push(String::from_utf8(bytes[..len].to_vec()).unwrap());
+                rustix::net::send(&far, answer.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+            }
+            heard
+        });
+        (orders, monitor)
+    }
+
+    #[tokio::test]
+    async fn orders_are_json_and_answers_are_understood() {
+        let (orders, monitor) = fake(&[
+            r#"{"frozen":{"pid":5,"pause_us":3,"save_us":1,"fork_us":2}}"#,
+            r#"{"forked":{"pid":7}}"#,
+            r#"{"saved":{"memory_bytes":9}}"#,
+        ]);
+        let pause = Pause { pause_us: 3, save_us: 1, fork_us: 2 };
+        assert_eq!(orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap(), Answer::Frozen { pid: 5, pause });
+        let fork = Order::Fork { uds: "/x/v.sock".into() };
+        assert_eq!(orders.order(&fork, &[], PROMPT).await.unwrap(), Answer::Forked { pid: 7 });
+        assert_eq!(orders.order(&Order::Save {}, &[], SAVING).await.unwrap(), Answer::Saved { memory_bytes: 9 });
+        let heard = monitor.join().unwrap();
+        assert_eq!(heard, [r#"{"freeze":{}}"#, r#"{"fork":{"uds":"/x/v.sock"}}"#, r#"{"save":{}}"#]);
+    }
+
+    #[tokio::test]
+    async fn refusals_and_nonsense_are_told_in_one_clean_line() {
+        let (orders, _monitor) = fake(&["{\"failed\":{\"what\":\"no\\u001b[2Jmemory\"}}", "hello\n", ""]);
+        let refused = orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the monitor refused: no[2Jmemory");
+        let nonsense = orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap_err();
+        assert!(matches!(&nonsense, OrderError::Unexpected { answer } if answer == "hello"), "{nonsense}");
+        assert!(matches!(orders.order(&Order::Freeze {}, &[], PROMPT).await, Err(OrderError::Io(_))));
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_does_not_answer_is_given_up() {
+        let (orders, far) = Orders::pair().unwrap();
+        let limit = Duration::from_millis(20);
+        assert!(matches!(orders.order(&Order::Freeze {}, &[], limit).await, Err(OrderError::Late { .. })));
+        let mut bytes = [0; 100];
+        assert!(recv(&far, &mut bytes[..], RecvFlags::empty()).unwrap().0 > 0, "the order");
+        assert_eq!(recv(&far, &mut bytes[..], RecvFlags::empty()).unwrap().0, 0, "and the end");
+    }
+}

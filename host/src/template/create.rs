@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a template comes about: a sandbox is started, set up, warmed, brought to a stand, and copied to disk.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+use super::store::{Record, VERSION};
+use super::{Template, failed, store};
+use crate::error::Error;
+use crate::exec::{Exec, Running};
+use crate::run_dir::new_id;
+use crate::sandbox::{Builder, Sandbox};
+
+/// How far behind the world's the wall clock of a template is. Generators of random numbers that programs keep in
+/// memory renew themselves after a time (OpenSSL's after an hour at most): in every fork that time has passed.
+const BEHIND: Duration = Duration::from_secs(2 * 3600);
+/// How long a warm command may take until it says that it is ready.
+const WARM_MAX: Duration = Duration::from_secs(300);
+/// Longest line with which a warm command says so, in bytes.
+const WARM_LINE_MAX_BYTES: u64 = 4096;
+/// What a warm command may print before it waits for a reader, in bytes.
+const WARM_OUTPUT_BYTES: u32 = 1 << 20;
+/// Longest wait for the guest to drop the conversation of a warm command.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Receives what a command of the plan prints.
+pub type OnOutput = Box<dyn FnMut(&[u8]) + Send>;
+
+/// What is done in a template before it is kept.
+#[derive(Default)]
+pub struct Plan {
+    /// A shell command that is run as root, once; it must succeed.
+    pub setup: Option<String>,
+    /// A shell command that runs in every fork from then on, as the sandbox's user. It counts as ready when it has
+    /// printed a line; until a fork is somebody of its own it stands still.
+    pub warm: Option<String>,
+    /// Told what `setup` prints, and the first line of `warm`.
+    pub on_output: Option<OnOutput>,
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan").field("setup", &self.setup).field("warm", &self.warm).finish_non_exhaustive()
+    }
+}
+
+impl Template {
+    /// Makes a template called `name` of what `builder` describes. It appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`] when there is one of that name, [`Error::Setting`] for a workspace or a console, which a
+    /// template cannot have, [`Error::Template`] when a command of the plan fails, and what starting a sandbox and
+    /// writing its memory can meet.
+    pub async fn create(name: &str, builder: Builder, mut plan: Plan) -> Result<Self, Error> {
+        let store = store()?;
+        let draft = store.begin(name).map_err(failed)?;
+        let image = builder.image_name();
+        let sandbox = builder.for_template(BEHIND)?.start().await?;
+        if let Some(command) = &plan.setup {
+            set_up(&sandbox, command, &mut plan.on_output).await?;
+        }
+        if let Some(command) = &plan.warm {
+            warm_up(&sandbox, command, &mut plan.on_output).await?;
+        }
+        let (resident, pause) = sandbox.freeze_for_good(&new_id()).await?;
+        let (made, place) = (sandbox.made(), sandbox.place_name().to_owned());
+        sandbox.kill().await;
+        let memory_bytes = resident.save(&draft.files(made.config())).await?;
+        drop(resident);
+        let (env, user) = made.defaults_as_text();
+        let made_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let record = Record {
+            version: VERSION,
+            name: name.to_owned(),
+            made_s,
+            place,
+            agent_version: made.agent_version().to_owned(),
+            config: made.config().clone(),
+            image,
+            setup: plan.setup,
+            warm: plan.warm,
+            user,
+            env,
+            memory_bytes,
+            pause,
+            foundations: Vec::new(),
+        };
+        let record = draft.publish(record).map_err(failed)?;
+        Ok(Self { store, record })
+    }
+}
+
+fn tell(on_output: &mut Option<OnOutput>, bytes: &[u8]) {
+    if let Some(on_output) = on_output {
+        on_output(bytes);
+    }
+}
+
+async fn set_up(sandbox: &Sandbox, command: &str, on_output: &mut Option<OnOutput>) -> Result<(), Error> {
+    let script = format!("{{ {command}\n}} 2>&1");
+    let mut running = sandbox.exec(Exec::new(["/bin/sh", "-c", &script]).user("root").cwd("/root")).await?;
+    let mut buffer = [0; 8192];
+    if let Some(stdout) = &mut running.stdout {
+        while let Ok(got @ 1..) = stdout.read(&mut buffer).await {
+            tell(on_output, &buffer[..got]);
+        }
+    }
+    let status = running.wait().await?;
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(Error::Template { step: "setup", problem: format!("ended with {}", status.shell_code()) })
+}
+
+/// Starts the command and lets go of it once it has said that it is ready.
+async fn warm_up(sandbox: &Sandbox, command: &str, on_output: &mut Option<OnOutput>) -> Result<(), Error> {
+    let mut running: Running = sandbox.exec(Exec::new(["/bin/sh", "-c", command]).replay(WARM_OUTPUT_BYTES)).await?;
+    let mut line = Vec::new();
+    let said = async {
+        match &mut running.stdout {
+            Some(stdout) => BufReader::new(stdout.take(WARM_LINE_MAX_BYTES)).read_until(b'\n', &mut line).await,
+            None => Ok(0),
+        }
+    };
+    let said = tokio::time::timeout(WARM_MAX, said).await;
+    tell(on_output, &line);
+    let problem = match said {
+        Ok(Ok(_)) if line.last() == Some(&b'\n') => {
+            // Its conversation ends here; the command does not.
+            drop(running);
+            tokio::time::sleep(SETTLE).await;
+            return Ok(());
+        }
+        Ok(Ok(_)) => "ended, or closed its output, before it had printed a line".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("printed no line within {} s", WARM_MAX.as_secs()),
+    };
+    Err(Error::Template { step: "warm", problem })
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Templates: sandboxes that are set up once, kept at rest, and forked in about a millisecond.
+//!
+//! ```no_run
+//! # async fn demo() -> Result<(), midge::error::Error> {
+//! use midge::exec::Exec;
+//! use midge::sandbox::Sandbox;
+//! use midge::template::{Plan, Template};
+//!
+//! let plan = Plan { setup: Some("pip install --no-index ./wheels/*".into()), ..Plan::default() };
+//! Template::create("tools", Sandbox::builder().mem_mib(256), plan).await?;
+//! let held = Template::open("tools")?.hold().await?;
+//! for task in ["one", "two"] {
+//!     let sandbox = held.fork().await?;
+//!     sandbox.exec(Exec::new(["./run", task])).await?.wait().await?;
+//!     sandbox.kill().await;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod create;
+pub mod store;
+
+use std::sync::Arc;
+
+use midge_protocol::{Hello, NEWEST_VERSION, OLDEST_VERSION, READY_PORT};
+
+pub use create::{OnOutput, Plan};
+pub use store::{Record, Store, StoreError};
+
+use crate::cache::Cache;
+use crate::error::{Error, Fault};
+use crate::monitor::{Place, Resident};
+use crate::run_dir::new_id;
+use crate::sandbox::twin::{Made, new_run_dir};
+use crate::sandbox::{Defaults, Sandbox, Where};
+use crate::timeline::Recorder;
+
+/// Longest wait for a resident to take orders.
+const HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A template on disk.
+#[derive(Debug, Clone)]
+pub struct Template {
+    store: Store,
+    record: Record,
+}
+
+/// A template in memory, ready to be forked. Dropping it lets go of the memory; its forks run on.
+#[derive(Debug)]
+pub struct Held {
+    resident: Resident,
+    made: Arc<Made>,
+}
+
+fn store() -> Result<Store, Error> {
+    let cache = Cache::open().map_err(|error| Error::prepare("cache", Fault::Host, error))?;
+    Store::open(&cache).map_err(failed)
+}
+
+/// Whose fault it is that a template cannot be had.
+fn failed(error: StoreError) -> Error {
+    let fault = match error {
+        StoreError::Io { .. } | StoreError::Cache(_) => Fault::Host,
+        _ => Fault::User,
+    };
+    Error::prepare("template", fault, error)
+}
+
+impl Template {
+    /// The template of that name.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`] when there is none, or its record is damaged.
+    pub fn open(name: &str) -> Result<Self, Error> {
+        let store = store()?;
+        let record = store.read(name).map_err(failed)?;
+        Ok(Self { store, record })
+    }
+
+    /// All templates, by name.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`] when they cannot be listed.
+    pub fn list() -> Result<Vec<Record>, Error> {
+        store()?.list().map_err(failed)
+    }
+
+    /// Removes the template of that name. Sandboxes that were made of it run on.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`] when there is none.
+    pub fn remove(name: &str) -> Result<(), Error> {
+        store()?.remove(name).map_err(failed)
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Starts a sandbox of it, in a process of its own.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`] when a file that it stands on is missing; [`Error::VmEnded`] when it cannot go on here: made by
+    /// another version, on another CPU, damaged.
+    pub async fn start(&self, place: Where, is_forkable: bool) -> Result<Sandbox, Error> {
+        let recorder = Recorder::new();
+        recorder.note("start");
+        let place = self.place(place).await?;
+        let mut config = self.store.config(&self.record, false).map_err(failed)?;
+        config.forkable = is_forkable;
+        let made = Arc::new(self.made(&place, config.clone()));
+        let run_dir = new_run_dir()?;
+        let socket = run_dir.socket();
+        if let Some(vsock) = &mut config.vsock {
+            vsock.uds.clone_from(&socket);
+        }
+        let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
+        let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, None).await?;
+        Sandbox::resume(monitor, listener, made, recorder, run_dir).await
+    }
+
+    /// Brings it into memory, on this machine or wherever its kernel runs.
+    ///
+    /// # Errors
+    /// As for [`Template::start`].
+    pub async fn hold(&self) -> Result<Held, Error> {
+        self.hold_at(Where::Auto, false).await
+    }
+
+    /// The same at a place of choice; with `is_forkable` the forks can be forked again.
+    ///
+    /// # Errors
+    /// As for [`Template::start`].
+    pub async fn hold_at(&self, place: Where, is_forkable: bool) -> Result<Held, Error> {
+        let place = self.place(place).await?;
+        let mut config = self.store.config(&self.record, true).map_err(failed)?;
+        let made = Arc::new(self.made(&place, config.clone()));
+        config.forkable = is_forkable;
+        let run_dir = new_run_dir()?;
+        if let Some(vsock) = &mut config.vsock {
+            vsock.uds = run_dir.socket();
+        }
+        let recorder = Recorder::new();
+        let resident = place.hold(&new_id(), &config, &recorder).await?;
+        resident
+            .ready(HOLD_MAX)
+            .await
+            .map_err(|end| Error::VmEnded { during: "bringing a template into memory", end })?;
+        Ok(Held { resident, made })
+    }
+
+    /// Where its kernel runs: a machine's KVM that runs any kernel, or the one it was made on.
+    async fn place(&self, place: Where) -> Result<Place, Error> {
+        place.find_for_template(self.record.place == "native", &self.record.config).await
+    }
+
+    fn made(&self, place: &Place, config: crate::monitor::VmmConfig) -> Made {
+        let env = self.record.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let hello = Hello {
+            oldest_version: OLDEST_VERSION,
+            newest_version: NEWEST_VERSION,
+            agent_version: self.record.agent_version.clone(),
+            stages: Vec::new(),
+            warnings: Vec::new(),
+        };
+        Made::new(config, place, hello, Defaults { env, user: self.record.user.clone() })
+    }
+}
+
+impl Held {
+    /// A new sandbox, with everything that the template had in memory and on disk.
+    ///
+    /// # Errors
+    /// [`Error::Monitor`] when the machine has no memory or processes left; the template stays as it is.
+    pub async fn fork(&self) -> Result<Sandbox, Error> {
+        Sandbox::from_resident(&self.resident, &self.made).await
+    }
+
+    /// The process that holds it, where it is one of this machine.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.resident.pid()
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The store over a real directory: what appears, what is refused.
+
+use super::*;
+use crate::monitor::config::Console;
+use crate::monitor::{Disk, DiskMode};
+
+struct Rig {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&Cache::at(&dir.path().join("cache")).unwrap()).unwrap();
+    Rig { dir, store }
+}
+
+impl Rig {
+    fn record(&self, name: &str) -> Record {
+        let disk = |file: &str, mode| {
+            let path = self.dir.path().join(file);
+            if !path.exists() {
+                fs::write(&path, file).unwrap();
+            }
+            Disk { path, mode }
+        };
+        let config = VmmConfig {
+            kernel: Some("/k".into()),
+            restore: None,
+            initramfs: Some("/i".into()),
+            cmdline: String::new(),
+            mem_mib: 128,
+            cpus: 1,
+            huge_pages: true,
+            disks: vec![disk("base", DiskMode::ReadOnly), disk("scratch", DiskMode::OverlayMemory { cap_mib: 9 })],
+            vsock: None,
+            console: Console::Off,
+            extra_msrs: vec![1],
+            forkable: true,
+        };
+        Record {
+            version: VERSION,
+            name: name.to_owned(),
+            made_s: 5,
+            place: "native".into(),
+            agent_version: "0".into(),
+            config,
+            image: None,
+            setup: Some("true".into()),
+            warm: None,
+            user: None,
+            env: vec![("A".into(), "b".into())],
+            memory_bytes: 7,
+            pause: Pause { pause_us: 3, save_us: 2, fork_us: 1 },
+            foundations: Vec::new(),
+        }
+    }
+
+    fn publish(&self, name: &str) -> Result<Record, StoreError> {
+        self.store.begin(name)?.publish(self.record(name))
+    }
+}
+
+#[test]
+fn a_template_appears_whole_is_listed_and_goes() {
+    let rig = rig();
+    let draft = rig.store.begin("one").unwrap();
+    fs::write(draft.files(&rig.record("one").config).memory, "m").unwrap();
+    assert!(rig.store.list().unwrap().is_empty());
+    let record = draft.publish(rig.record("one")).unwrap();
+    assert_eq!(record.foundations.len(), 2);
+    assert_eq!(rig.store.read("one").unwrap(), record);
+    rig.publish("another").unwrap();
+    let names: Vec<_> = rig.store.list().unwrap().into_iter().map(|record| record.name).collect();
+    assert_eq!(names, ["another", "one"]);
+    rig.store.remove("one").unwrap();
+    assert!(matches!(rig.store.read("one"), Err(StoreError::Absent { .. })));
+    assert!(matches!(rig.store.remove("one"), Err(StoreError::Absent { .. })));
+    rig.publish("one").unwrap();
+}
+
+#[test]
+fn the_machine_is_named_with_its_files() {
+    let rig = rig();
+    let record = rig.publish("one").unwrap();
+    let config = rig.store.config(&record, true).unwrap();
+    let restore = config.restore.unwrap();
+    assert!(config.kernel.is_none() && config.initramfs.is_none() && restore.resident);
+    assert!(restore.state.ends_with("one/state") && restore.memory.ends_with("one/memory"));
+    assert!(restore.layers[0].is_none());
+    assert!(restore.layers[1].as_ref().unwrap().ends_with("one/layer0"));
+}
+
+#[test]
+fn of_two_creations_of_one_name_one_wins() {
+    let rig = rig();
+    let (first, second) = (rig.store.begin("one").unwrap(), rig.store.begin("one").unwrap());
+    first.publish(rig.record("one")).unwrap();
+    let error = second.publish(Record { made_s: 6, ..rig.record("one") }).unwrap_err();
+    assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+    assert_eq!(rig.store.read("one").unwrap().made_s, 5);
+    assert!(matches!(rig.store.begin("one"), Err(StoreError::Exists { .. })));
+}
+
+#[test]
+fn a_draft_that_is_dropped_leaves_nothing() {
+    let rig = rig();
+    let draft = rig.store.begin("one").unwrap();
+    let files = draft.files(&rig.record("one").config);
+    fs::write(&files.memory, "m").unwrap();
+    drop(draft);
+    assert!(!files.memory.exists());
+    rig.publish("one").unwrap();
+}
+
+#[test]
+fn names_that_could_be_paths_are_refused() {
+    let rig = rig();
+    for name in ["", ".", "..", "a/b", "-x", ".hidden", "a b", "ü", &"x".repeat(NAME_MAX + 1)] {
+        assert!(matches!(rig.store.path(name), Err(StoreError::Name { .. })), "{name:?}");
+    }
+    for name in ["a", "py-3.11_x", &"x".repeat(NAME_MAX)] {
+        assert!(rig.store.path(name).is_ok(), "{name:?}");
+    }
+}
+
+#[test]
+fn a_file_below_that_changed_or_went_is_refused_by_name() {
+    let rig = rig();
+    let record = rig.publish("one").unwrap();
+    fs::write(rig.dir.path().join("base"), "longer than before").unwrap();
+    let error = rig.store.config(&record, false).unwrap_err().to_string();
+    assert!(error.contains("base") && error.contains("changed") && error.contains("anew"), "{error}");
+    fs::remove_file(rig.dir.path().join("base")).unwrap();
+    let error = rig.store.config(&record, false).unwrap_err().to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+}
+
+#[test]
+fn damaged_and_foreign_records_are_refused_and_left_out_of_lists() {
+    let rig = rig();
+    rig.publish("one").unwrap();
+    let path = rig.store.path("one").unwrap().join(RECORD);
+    let text = fs::read_to_string(&path).unwrap();
+    for bad in ["", "{}", &text[..text.len() / 2], &text.replace("\"version\": 1", "\"version\": 9")] {
+        fs::write(&path, bad).unwrap();
+        assert!(matches!(rig.store.read("one"), Err(StoreError::Damaged { .. })), "{bad}");
+        assert!(rig.store.list().unwrap().is_empty());
+    }
+}
