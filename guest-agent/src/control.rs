@@ -100,12 +100,19 @@ impl Frozen {
         Ok(Self { identity: Some(identity), standstill: Some(standstill) })
     }
 
-    /// Makes the content of a `Welcome` true. Nothing but the agent runs yet.
-    fn become_copy(&mut self, welcome: &Welcome) -> Result<(), Failure> {
+    /// Makes the content of a `Welcome` true where nothing can take it back: nothing but the agent runs yet.
+    fn become_copy(&self, welcome: &Welcome) -> Result<(), Failure> {
         identity::check(welcome)?;
-        self.identity.as_mut().map_or(Ok(()), |identity| identity.take(welcome))
+        self.identity.as_ref().map_or(Ok(()), |identity| identity.take(welcome))
     }
 
+    /// What is left to do in a copy before commands run on, then lets them.
+    fn end_in_copy(&mut self, welcome: &Welcome) -> Result<(), Failure> {
+        self.identity.as_mut().map_or(Ok(()), |identity| identity.write(welcome))?;
+        self.end()
+    }
+
+    /// Lets commands run on.
     fn end(&mut self) -> Result<(), Failure> {
         let ended = self.standstill.as_mut().map_or(Ok(()), Standstill::end);
         ended.map_err(|error| Failure { text: format!("letting commands run on: {error}"), ..failure(&error) })
@@ -312,28 +319,31 @@ impl Agent {
         Ok(())
     }
 
-    /// Lets the guest run on as the one that `welcome` describes; `conversation` is its control conversation then.
+    /// Lets the guest run on as the one that `welcome` describes; `conversation` is its control conversation then. The
+    /// answer goes out as soon as nobody can get what belongs to another guest: the rest is done while it is under way,
+    /// before commands run on and before anything else is heard. Where that fails, the conversation ends with the reason
+    /// and the guest stays frozen.
     fn resume(&mut self, mut conversation: Conversation, welcome: &Welcome) {
-        let resumed = match &mut self.frozen {
-            Some(frozen) => frozen.become_copy(welcome).and_then(|()| frozen.end()),
-            None => Err(refused(ErrorCode::Protocol, "received `Resume`, but the guest is not frozen".to_owned())),
-        };
-        let is_resumed = resumed.is_ok();
-        if is_resumed {
-            self.gate.open_in_copy();
-        }
-        let said = conversation.send(&answer_to(resumed));
-        if !is_resumed {
+        let Some(frozen) = &mut self.frozen else { return };
+        let answer = frozen.become_copy(welcome);
+        let is_copy = answer.is_ok();
+        let said = conversation.send(&answer_to(answer));
+        if !is_copy {
             return;
         }
-        // The rest comes after the answer.
+        if let Err(failure) = frozen.end_in_copy(welcome) {
+            // Nobody else can be told.
+            let _ = conversation.send(&ToHost::Error(failure));
+            return;
+        }
+        self.gate.open_in_copy();
         self.frozen = None;
         self.is_welcome(welcome);
         self.control = None;
+        self.waiting.release(self.gate);
         if said.is_ok() {
             self.obey_all(conversation);
         }
-        self.waiting.release(self.gate);
     }
 }
 

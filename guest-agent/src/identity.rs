@@ -148,16 +148,16 @@ impl Prepared {
         })
     }
 
-    /// In a copy, before anything else runs. Unlike at the start every part must succeed: whatever is left of the other
-    /// guest would be shared with all its copies.
-    pub(crate) fn take(&mut self, welcome: &Welcome) -> Result<(), Failure> {
+    /// In a copy, before anything else runs: what the kernel keeps. Unlike at the start every part must succeed: whatever
+    /// is left of the other guest would be shared with all its copies.
+    pub(crate) fn take(&self, welcome: &Welcome) -> Result<(), Failure> {
         step("giving entropy to the kernel", machine::add_entropy(&self.random, &welcome.entropy))?;
         step("setting the clock", machine::set_clock(welcome.unix_time_ns))?;
-        step("setting the host name", machine::set_hostname(&welcome.hostname))?;
-        self.write(welcome)
+        step("setting the host name", machine::set_hostname(&welcome.hostname))
     }
 
-    fn write(&mut self, welcome: &Welcome) -> Result<(), Failure> {
+    /// The same in files, after [`Prepared::take`].
+    pub(crate) fn write(&mut self, welcome: &Welcome) -> Result<(), Failure> {
         self.machine_id.put(id_line(welcome).as_bytes())?;
         self.hostname.put(name_line(&welcome.hostname).as_bytes())?;
         // Only our own line: the rest may be the user's by now.

@@ -13,11 +13,12 @@
 //!   means the same as `StdinEof`; a stream that is gone in both directions loses the client.
 //! - *Files*: the host connects to [`AGENT_PORT`] and sends file requests, each after the answer to the one before.
 //!
-//! **Copies of a machine.** `Freeze` on the control conversation brings the guest to a stand: conversations that are opened
-//! then wait unanswered, and nothing but the agent runs. `Thaw` ends it in the same machine. In a copy every conversation
-//! is broken, and the agent calls nobody: the host opens a conversation with `Resume`, whose `Welcome` makes the copy
-//! unique before anything else runs in it. When that fails the answer is `Error` and the guest stays frozen. Commands that
-//! ran go on in the copy without their client, whether or not they keep a replay to `Attach` to.
+//! **Copies of a machine.** `Freeze` on the control conversation brings the guest to a stand: conversations that are
+//! opened then wait unanswered, and nothing but the agent runs. `Thaw` ends it in the same machine. In a copy every
+//! conversation is broken, and the agent calls nobody: the host opens a conversation with `Resume`, whose `Welcome`
+//! makes the copy unique before anything else runs in it. When that fails the answer is `Error`, or one comes after
+//! `Done` and ends the conversation; the guest stays frozen then, and another `Resume` may be tried. Commands that ran
+//! go on in the copy without their client, whether or not they keep a replay to `Attach` to.
 //!
 //! A command's standard input has a window, so that `Signal` and `Resize` never queue behind bytes the command does not
 //! read: the sender stops [`STDIN_WINDOW_BYTES`] beyond the last `StdinTaken`.
