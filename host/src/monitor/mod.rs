@@ -17,10 +17,12 @@ mod watch;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
 
 use crate::orders::OrderError;
+use crate::timeline::Recorder;
 
 pub use config::{Disk, DiskMode, Restore, VmmConfig, Vsock};
 pub use end::{Cause, End};
@@ -103,6 +105,29 @@ enum Life {
     Remote(place::Remote),
 }
 
+/// How often a stage is looked for.
+const STAGE_PAUSE: Duration = Duration::from_micros(200);
+
+/// Waits for a stage, or an end, or the limit.
+async fn reached(
+    ended: channel::Receiver<Option<Arc<End>>>,
+    stage: &str,
+    recorder: &Recorder,
+    limit: Duration,
+) -> Result<(), Arc<End>> {
+    let has_come = async {
+        while !recorder.has(stage) {
+            tokio::time::sleep(STAGE_PAUSE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = has_come => Ok(()),
+        end = Monitor::wait_end(ended) => Err(end),
+        () = tokio::time::sleep(limit) => Err(Arc::new(End::lost("it did not come to running"))),
+    }
+}
+
 /// Receives console lines, when the guest has a console.
 pub type ConsoleSender = mpsc::Sender<String>;
 
@@ -134,6 +159,14 @@ impl Monitor {
             Ok(end) => end.clone().unwrap_or_else(|| Arc::new(End::lost("its watcher vanished"))),
             Err(_) => Arc::new(End::lost("its watcher vanished")),
         }
+    }
+
+    /// Waits until the monitor has said on `recorder` that it is at `stage`, at most `limit`.
+    ///
+    /// # Errors
+    /// Its end, if that comes first.
+    pub async fn reached(&self, stage: &str, recorder: &Recorder, limit: Duration) -> Result<(), Arc<End>> {
+        reached(self.ended.clone(), stage, recorder, limit).await
     }
 
     /// Waits until the process is gone and reaped.

@@ -51,9 +51,6 @@ pub struct Resident {
 
 /// What a resident says when it takes orders.
 const READY_STAGE: &str = "resident";
-/// How often that is looked for.
-const READY_PAUSE: Duration = Duration::from_micros(200);
-
 #[derive(Debug)]
 enum ResidentLife {
     /// Made by a monitor of ours.
@@ -171,20 +168,7 @@ impl Resident {
     /// # Errors
     /// Its end: a snapshot that cannot be used, mostly.
     pub async fn ready(&self, limit: Duration) -> Result<(), Arc<End>> {
-        let mut ended = self.ended.clone();
-        let is_ready = async {
-            while !self.recorder.has(READY_STAGE) {
-                tokio::time::sleep(READY_PAUSE).await;
-            }
-        };
-        tokio::select! {
-            () = is_ready => Ok(()),
-            ended = ended.wait_for(Option::is_some) => {
-                let lost = || Arc::new(End::lost("its watcher vanished"));
-                Err(ended.map_or_else(|_| lost(), |end| end.clone().unwrap_or_else(lost)))
-            }
-            () = tokio::time::sleep(limit) => Err(Arc::new(End::lost("it did not come to taking orders"))),
-        }
+        super::reached(self.ended.clone(), READY_STAGE, &self.recorder, limit).await
     }
 
     /// Its process id, where it is a process of this machine.

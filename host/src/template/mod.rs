@@ -37,7 +37,9 @@ use crate::sandbox::twin::{Made, new_run_dir};
 use crate::sandbox::{Defaults, Sandbox, Where};
 use crate::timeline::Recorder;
 
-/// Longest wait for a resident to take orders.
+/// What a monitor says when its guest runs.
+const RUNNING_STAGE: &str = "first_run";
+/// Longest wait for a monitor to run its guest, or a resident to take orders.
 const HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A template on disk.
@@ -120,6 +122,9 @@ impl Template {
         }
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, None).await?;
+        // It makes its socket itself, on the way to running.
+        let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
+        ready.map_err(|end| Error::VmEnded { during: "starting a sandbox of a template", end })?;
         Sandbox::resume(monitor, listener, made, recorder, run_dir).await
     }
 
