@@ -11,7 +11,7 @@ use std::sync::{Arc, Barrier};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -22,6 +22,8 @@ use super::vcpu::{self, Shared, Stop};
 
 /// How long a stopping thread may take; it needs one signal, so a second means a lost host.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// Interrupts are enabled (SDM vol. 1 §3.4.3).
+const RFLAGS_IF: u64 = 1 << 9;
 /// Time between two signals to a thread that is to pause, which the guest waits for.
 const PAUSE_RETRY: Duration = Duration::from_micros(100);
 /// Time between two signals to a thread that was just about to enter the guest.
@@ -85,7 +87,9 @@ pub enum PauseError {
 enum Report {
     Ready(u8, io::Result<()>),
     Running(Instant),
-    Paused(u8, u64, Box<Result<VcpuState, PauseError>>),
+    /// Out of the guest, in this pause; whether it was halted and waited for an interrupt.
+    Paused(u8, u64, bool),
+    State(u8, u64, Box<Result<VcpuState, PauseError>>),
     Ended(Stop),
 }
 
@@ -179,45 +183,76 @@ impl Threads {
         first.unwrap_or(Stop::Asked)
     }
 
-    /// Takes every vCPU out of the guest and returns their states, in order. They wait until
-    /// [`Self::go_on`]. `meanwhile` is called while waiting: a vCPU may be waiting for whoever asks.
+    /// Takes every vCPU out of the guest; they wait until [`Self::go_on`]. True when all of them were
+    /// halted. `meanwhile` is called while waiting: a vCPU may be waiting for whoever asks.
     ///
     /// # Errors
     /// [`PauseError`]; then the vCPUs go on by themselves.
-    pub fn pause(&self, mut meanwhile: impl FnMut()) -> Result<Vec<VcpuState>, PauseError> {
+    pub fn pause(&self, mut meanwhile: impl FnMut()) -> Result<bool, PauseError> {
         let number = self.shared.ask_to_pause();
-        let result = self.collect_states(number, &mut meanwhile);
-        if result.is_err() {
-            self.go_on();
-        }
-        result
+        let signal = |handle: &JoinHandle<()>| {
+            // A thread that ended is no longer there to be signalled, and has reported.
+            let _ = handle.kill(SIGRTMIN());
+        };
+        let rest = self.collect(signal, &mut meanwhile, |report| match report {
+            Report::Paused(index, of, is_at_rest) if of == number => Some((index, Ok(is_at_rest))),
+            _ => None,
+        });
+        self.or_go_on(rest).map(|all| all.into_iter().all(|is_at_rest| is_at_rest))
     }
 
-    fn collect_states(&self, number: u64, meanwhile: &mut dyn FnMut()) -> Result<Vec<VcpuState>, PauseError> {
+    /// The states of vCPUs that are paused, in order. Nothing may interrupt them from here on that
+    /// is to be in their states: devices are brought to a stand before.
+    ///
+    /// # Errors
+    /// [`PauseError`]; then the vCPUs go on by themselves.
+    pub fn save(&self) -> Result<Vec<VcpuState>, PauseError> {
+        let number = self.shared.pause_number();
+        self.shared.ask_to_save();
+        let states = self.collect(
+            |_| (),
+            &mut || (),
+            |report| match report {
+                Report::State(index, of, state) if of == number => Some((index, *state)),
+                _ => None,
+            },
+        );
+        self.or_go_on(states)
+    }
+
+    fn or_go_on<T>(&self, result: Result<T, PauseError>) -> Result<T, PauseError> {
+        result.inspect_err(|_| self.go_on())
+    }
+
+    /// Waits for a report of every thread that `pick` takes.
+    fn collect<T>(
+        &self,
+        nudge: impl Fn(&JoinHandle<()>),
+        meanwhile: &mut dyn FnMut(),
+        pick: impl Fn(Report) -> Option<(u8, Result<T, PauseError>)>,
+    ) -> Result<Vec<T>, PauseError> {
         let deadline = Instant::now() + STOP_DEADLINE;
-        let mut states: Vec<Option<VcpuState>> = self.handles.iter().map(|_| None).collect();
-        while states.iter().any(Option::is_none) {
-            for (handle, _) in self.handles.iter().zip(&states).filter(|(_, state)| state.is_none()) {
-                // A thread that ended is no longer there to be signalled, and has reported.
-                let _ = handle.kill(SIGRTMIN());
-            }
+        let mut all: Vec<Option<T>> = self.handles.iter().map(|_| None).collect();
+        while all.iter().any(Option::is_none) {
+            self.handles.iter().zip(&all).filter(|(_, one)| one.is_none()).for_each(|(handle, _)| nudge(handle));
             match self.reports.recv_timeout(PAUSE_RETRY) {
-                Ok(Report::Paused(index, of, state)) if of == number => {
-                    if let Some(place) = states.get_mut(usize::from(index)) {
-                        *place = Some((*state)?);
-                    }
-                }
                 Ok(Report::Ended(stop)) => {
                     self.early.borrow_mut().get_or_insert(stop);
                     return Err(PauseError::Ended);
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(PauseError::Ended),
-                Ok(Report::Ready(..) | Report::Running(_) | Report::Paused(..)) => {}
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => return Err(PauseError::Late),
                 Err(RecvTimeoutError::Timeout) => meanwhile(),
+                Ok(report) => {
+                    if let Some((index, one)) = pick(report)
+                        && let Some(place) = all.get_mut(usize::from(index))
+                    {
+                        *place = Some(one?);
+                    }
+                }
             }
         }
-        Ok(states.into_iter().flatten().collect())
+        Ok(all.into_iter().flatten().collect())
     }
 
     /// Lets paused vCPUs go on.
@@ -241,6 +276,12 @@ struct Body {
 }
 
 impl Body {
+    /// Halted, and waiting for an interrupt.
+    fn is_at_rest(&self) -> bool {
+        let is_halted = self.vcpu.fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_HALTED);
+        is_halted && self.vcpu.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF != 0)
+    }
+
     fn save(&self) -> Result<VcpuState, PauseError> {
         let msrs = self.vcpu.msrs.as_ref().ok_or(PauseError::NotForkable)?;
         VcpuState::save(&self.vcpu.fd, &self.vcpu.cpuid, msrs).map_err(PauseError::Save)
@@ -264,8 +305,12 @@ impl Body {
                 break stop;
             }
             let number = self.shared.pause_number();
-            let _ = self.reports.send(Report::Paused(self.index, number, Box::new(self.save())));
-            self.shared.wait_paused();
+            let _ = self.reports.send(Report::Paused(self.index, number, self.is_at_rest()));
+            let mut has_saved = false;
+            while self.shared.wait_paused(has_saved) {
+                let _ = self.reports.send(Report::State(self.index, number, Box::new(self.save())));
+                has_saved = true;
+            }
         };
         let _ = self.reports.send(Report::Ended(stop));
         let _ = self.ended.write(1);

@@ -35,7 +35,9 @@ pub enum Stop {
 enum Wish {
     Run = 0,
     Pause = 1,
-    Stop = 2,
+    /// Paused, and asked for the state.
+    Save = 2,
+    Stop = 3,
 }
 
 /// What to do after an exit.
@@ -99,15 +101,22 @@ impl Shared {
         self.pauses.load(Ordering::Acquire)
     }
 
+    /// Asks every vCPU that waits for its state.
+    pub fn ask_to_save(&self) {
+        self.wish(Wish::Save);
+    }
+
     /// Lets vCPUs that wait go on.
     pub fn go_on(&self) {
         self.wish(Wish::Run);
     }
 
-    /// Waits, on a vCPU thread, until the pause is over.
-    pub(super) fn wait_paused(&self) {
+    /// Waits, on a vCPU thread, until the state is wanted (true, once) or the pause is over.
+    pub(super) fn wait_paused(&self, has_saved: bool) -> bool {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.goes_on.wait_while(paused, |()| self.wanted() == Wish::Pause as u8));
+        let waits = |wanted| wanted == Wish::Pause as u8 || (has_saved && wanted == Wish::Save as u8);
+        drop(self.goes_on.wait_while(paused, |()| waits(self.wanted())));
+        self.wanted() == Wish::Save as u8
     }
 
     fn wish(&self, wish: Wish) {
@@ -184,11 +193,11 @@ pub fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Stop {
     loop {
         match shared.wanted() {
             wish if wish == Wish::Run as u8 => {}
-            wish if wish == Wish::Pause as u8 => {
+            wish if wish == Wish::Stop as u8 => return Stop::Asked,
+            _ => {
                 complete_exit(vcpu);
                 return Stop::Paused;
             }
-            _ => return Stop::Asked,
         }
         let next = match vcpu.run() {
             Ok(exit) => {

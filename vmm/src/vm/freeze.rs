@@ -8,19 +8,17 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::KVM_MP_STATE_HALTED;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::resident::{Resident, Streams};
 use super::restore::AtRest;
 use super::{Vm, VmError, host};
-use crate::machine::state::VcpuState;
 use crate::orders::{Answer, Lifeline, Order, Received};
 use crate::snapshot::{DiskState, VmState};
 use crate::sys;
 
 /// How often a guest is let go on that does not rest when it is to be frozen.
-const REST_TRIES: u32 = 10;
+const REST_TRIES: u32 = 100;
 /// How long it may go on each time, in milliseconds; less when something happens.
 const REST_PAUSE_MS: i32 = 1;
 
@@ -74,9 +72,11 @@ impl Vm {
             return Err(refuse("a VM with a console has no twin: start it without"));
         }
         let streams = Streams { control, events, stderr, listener: None };
-        let (begun, vcpus) = self.pause_at_rest()?;
+        let begun = self.pause_at_rest()?;
         let (disks, vsock) = self.devices.pause();
-        let twin = self.machine.state().map_err(VmError::from).and_then(|machine| {
+        // Only now is there nobody left who could interrupt a vCPU behind its saved state.
+        let twin = self.threads.save().map_err(VmError::from).and_then(|vcpus| {
+            let machine = self.machine.state()?;
             self.devices.check_forkable()?;
             let state = VmState {
                 mem_bytes: self.ram.iter().map(|region| region.len()).sum(),
@@ -103,16 +103,15 @@ impl Vm {
     /// Stops the vCPUs, if it can when all of them are halted: a guest whose agent has frozen its
     /// commands is about to be, and nothing of it is then in the middle of anything. A guest that
     /// does not come to rest is stopped where it is.
-    fn pause_at_rest(&mut self) -> Result<(Instant, Vec<VcpuState>), VmError> {
+    fn pause_at_rest(&mut self) -> Result<Instant, VmError> {
         let mut tries = 0;
         loop {
             let begun = Instant::now();
             let loops = &mut self.events;
             // A failure of the loop shows again at its next turn.
-            let vcpus = self.threads.pause(|| drop(loops.run_with_timeout(0)))?;
-            let is_at_rest = vcpus.iter().all(|vcpu| vcpu.mp_state.mp_state == KVM_MP_STATE_HALTED);
+            let is_at_rest = self.threads.pause(|| drop(loops.run_with_timeout(0)))?;
             if is_at_rest || tries == REST_TRIES {
-                return Ok((begun, vcpus));
+                return Ok(begun);
             }
             tries += 1;
             self.threads.go_on();
