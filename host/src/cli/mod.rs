@@ -10,6 +10,7 @@ mod fail;
 mod image;
 mod kernel;
 mod run;
+mod template;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ const EXAMPLES: &str = "Examples:\n  \
     midge run -- uname -a                     a command in a fresh virtual machine\n  \
     midge run --workspace . -- make test      your project's tests; changes come back as a diff\n  \
     midge run --tty -- bash                   a shell to look around in\n  \
+    midge template create py --setup CMD      set a sandbox up once; `midge run --template py` starts there\n  \
     midge doctor                              what this machine can do, and what it lacks\n\n\
     Files: kernels and images are kept in $MIDGE_CACHE, else $XDG_CACHE_HOME/midge, else ~/.cache/midge.";
 
@@ -68,6 +70,8 @@ enum Command {
     Kernel(kernel::KernelArgs),
     /// Build and list root file systems
     Image(image::ImageArgs),
+    /// Make, list and remove sandboxes that are kept to be forked
+    Template(template::TemplateArgs),
     /// Measure, beside other monitors
     Bench(bench::BenchArgs),
 }
@@ -91,6 +95,7 @@ fn dispatch() -> u8 {
         Command::Doctor(args) => doctor::main(args),
         Command::Kernel(args) => kernel::main(args),
         Command::Image(args) => image::main(args),
+        Command::Template(args) => template::main(args),
         Command::Bench(args) => bench::main(args),
     }
 }

@@ -28,6 +28,10 @@ tar c src | midge run -- tar x -C /tmp";
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub(crate) struct RunArgs {
+    /// A template to start from (`midge template create`), in place of booting; it fixes image, memory, vCPUs and disk
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "mem", "cpus", "disk", "workspace", "console", "boot_timeout"])]
+    pub(super) template: Option<String>,
+
     /// Root file system: a built image's name, a directory, or an erofs, ext4 or squashfs file [default: base]
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub(super) image: Option<String>,

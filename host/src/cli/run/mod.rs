@@ -28,6 +28,36 @@ const REAP: Duration = Duration::from_secs(2);
 
 /// Runs the command and gives the exit code.
 pub(crate) fn main(args: RunArgs) -> u8 {
+    in_runtime(attended(args))
+}
+
+/// Does something that starts sandboxes, until a signal asks to end it: then the exit code that says so.
+pub(super) fn until_interrupted<T>(work: impl Future<Output = T>) -> Result<T, u8> {
+    let mut done = None;
+    let code = in_runtime(async {
+        let mut signals = match Signals::install() {
+            Ok(signals) => signals,
+            Err(error) => {
+                say(&format!("listening for signals: {error}"));
+                return MIDGE_FAILED;
+            }
+        };
+        // Nobody is there to be passed anything on.
+        let nobody = Target::default();
+        tokio::select! {
+            result = work => {
+                done = Some(result);
+                0
+            }
+            asked = signals.next(&nobody) => match asked {
+                Asked::PassOn(number) | Asked::End(number) => 128 + number,
+            },
+        }
+    });
+    done.ok_or(code)
+}
+
+fn in_runtime(work: impl Future<Output = u8>) -> u8 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -36,7 +66,7 @@ pub(crate) fn main(args: RunArgs) -> u8 {
             return MIDGE_FAILED;
         }
     };
-    let code = runtime.block_on(attended(args));
+    let code = runtime.block_on(work);
     // A thread may still be waiting for a terminal that nobody reads or types at.
     runtime.shutdown_background();
     reap_all(REAP);

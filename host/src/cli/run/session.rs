@@ -9,7 +9,8 @@ use midge::error::Error;
 use midge::exec::{Exec, ExitStatus, Running};
 use midge::monitor::events::printable;
 use midge::progress::{Bar, Silent, Watch};
-use midge::sandbox::Sandbox;
+use midge::sandbox::{Sandbox, Where};
+use midge::template::Template;
 use tokio::sync::mpsc;
 
 use super::args::{Mode, RunArgs};
@@ -39,7 +40,10 @@ impl Session<'_> {
     /// Does it all and gives the exit code.
     pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
         let (console, printer) = self.args.console.then(print_console).unzip();
-        let sandbox = self.builder(console).start().await?;
+        let sandbox = match &self.args.template {
+            Some(name) => Template::open(name)?.start(Where::Auto, false).await?,
+            None => self.builder(console).start().await?,
+        };
         report.started(&sandbox);
         let timed = sandbox.recorder();
         let finished = self.command(&sandbox, report).await;
