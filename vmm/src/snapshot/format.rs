@@ -27,7 +27,7 @@
 //! | registers | `u32` status, device feature selector, driver feature selector; `u64` driver features |
 //! | | `u32` queue selector, interrupt status; `u8` needs reset; list of queues; list of queues in use |
 //! | a queue | geometry; `u8` ready |
-//! | a queue in use | geometry; `u16` next avail, next used, told used |
+//! | a queue in use | geometry; `u16` next avail, next used |
 //! | geometry | `u32` size; `u64` descriptors, avail, used |
 
 use std::io;
@@ -246,7 +246,6 @@ fn put_transport(out: &mut Writer, registers: &TransportState) {
         put_geometry(out, &queue.geometry);
         out.u16(queue.next_avail);
         out.u16(queue.next_used);
-        out.u16(queue.told_used);
     }
 }
 
@@ -268,7 +267,6 @@ fn take_transport(from: &mut Reader<'_>) -> Result<TransportState, CodecError> {
                 geometry: take_geometry(from)?,
                 next_avail: from.u16("a queue's index")?,
                 next_used: from.u16("a queue's index")?,
-                told_used: from.u16("a queue's index")?,
             })
         })?,
     })

@@ -29,6 +29,17 @@ pub(crate) fn ram_with_hole() -> GuestRam {
     .unwrap()
 }
 
+/// Memory of its own with the same content: what a twin of a machine has.
+pub(crate) fn copy_of(ram: &GuestRam) -> GuestRam {
+    let copy = ram_with_hole();
+    for (start, end) in [(0, HOLE), (HIGH, END)] {
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        ram.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+        copy.write_slice(&bytes, GuestAddress(start)).unwrap();
+    }
+    copy
+}
+
 /// One buffer of a chain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Part<'a> {
@@ -94,6 +105,18 @@ impl FakeDriver {
         let zeros = vec![0; usize::try_from(self.data - self.desc).unwrap()];
         self.ram.write_slice(&zeros, GuestAddress(self.desc)).unwrap();
         (self.next_desc, self.avail_idx, self.seen_used) = (0, 0, 0);
+    }
+
+    /// As if `index` chains had been offered, served and seen already.
+    pub(crate) fn start_at(&mut self, index: u16) {
+        self.set_avail_idx(index);
+        self.write(self.used + 2, &index.to_le_bytes());
+        self.seen_used = index;
+    }
+
+    /// The same driver in a twin of its machine, whose memory is `ram`.
+    pub(crate) fn moved_to(&self, ram: &GuestRam) -> Self {
+        Self { ram: ram.clone(), ..self.clone() }
     }
 
     /// The place of the queue, as the registers would carry it.

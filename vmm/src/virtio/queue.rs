@@ -31,8 +31,6 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Running index of the next used entry to write.
     pub next_used: u16,
-    /// Running used index at which the driver was last told.
-    pub told_used: u16,
 }
 
 /// The device's side of one queue.
@@ -71,7 +69,9 @@ impl Queue {
         })
     }
 
-    /// A queue as [`Self::state`] described it; checked like a fresh one.
+    /// A queue as [`Self::state`] described it; checked like a fresh one. What the driver has not
+    /// seen yet it is told again: the interrupt for it may have been on its way to a vCPU whose
+    /// state was taken before it arrived.
     ///
     /// # Errors
     /// As [`Self::new`]: a snapshot is hostile input too.
@@ -79,7 +79,7 @@ impl Queue {
         let mut queue = Self::new(ram, state.geometry, max, features)?;
         queue.next_avail = state.next_avail;
         queue.next_used = state.next_used;
-        queue.told_used = state.told_used;
+        queue.told_used = state.next_used.wrapping_sub(queue.size());
         Ok(queue)
     }
 
@@ -91,7 +91,6 @@ impl Queue {
             geometry: self.ring.geometry(),
             next_avail: self.next_avail,
             next_used: self.next_used,
-            told_used: self.told_used,
         })
     }
 

@@ -22,7 +22,7 @@ fn transport(queues: u64) -> TransportState {
         needs_reset: false,
         queues: (0..queues).map(|index| QueueRegisters { geometry: geometry(index), ready: true }).collect(),
         serving: (0..queues)
-            .map(|index| QueueState { geometry: geometry(index), next_avail: 65_535, next_used: 7, told_used: 6 })
+            .map(|index| QueueState { geometry: geometry(index), next_avail: 65_535, next_used: 7 })
             .collect(),
     }
 }

@@ -67,11 +67,7 @@ impl<D: Device> Transport<D> {
     /// # Errors
     /// [`ActivateError`].
     pub fn restore(&mut self, state: &TransportState) -> Result<(), ActivateError> {
-        let known: u32 = STATUS_STEPS.iter().fold(status::FAILED, |all, step| all | step);
-        let features_ok = state.status & status::FEATURES_OK == 0
-            || (state.driver_features & !self.offered_features() == 0
-                && state.driver_features & feature::VERSION_1 != 0);
-        if state.status & !known != 0 || state.queues.len() != self.queues.len() || !features_ok {
+        if !self.is_reachable(state) {
             let what = "a state that no driver could have set up";
             return Err(GuestFault::Device { device: "virtio-mmio", what }.into());
         }
@@ -84,6 +80,29 @@ impl<D: Device> Transport<D> {
         self.interrupt.restore(state.interrupt_status, state.needs_reset);
         self.show();
         self.resume(&state.serving)
+    }
+
+    /// Whether a driver could have brought this about: steps of the status in their order, only
+    /// features that are offered, and queues served from DRIVER_OK on, where it put them.
+    fn is_reachable(&self, state: &TransportState) -> bool {
+        let known = STATUS_STEPS.iter().fold(status::FAILED, |all, step| all | step);
+        let steps = STATUS_STEPS.map(|step| state.status & step != 0);
+        let [.., has_features, is_active] = steps;
+        let unknown = state.driver_features & !self.offered_features();
+        let are_features_fine = unknown == 0 && state.driver_features & feature::VERSION_1 != 0;
+        // A latched device may have let go of its queues or not.
+        let counts = match (is_active, state.needs_reset) {
+            (false, _) => [0; 2],
+            (true, false) => [self.queues.len(); 2],
+            (true, true) => [0, self.queues.len()],
+        };
+        let mut served = state.serving.iter().zip(&state.queues);
+        state.status & !known == 0
+            && steps.is_sorted_by(|before, step| before >= step)
+            && (!has_features || are_features_fine)
+            && state.queues.len() == self.queues.len()
+            && counts.contains(&state.serving.len())
+            && served.all(|(queue, registers)| registers.ready && queue.geometry == registers.geometry)
     }
 
     /// Gives a device that has let go of its queues them back, where they were.
@@ -113,3 +132,6 @@ impl<D: Device> Transport<D> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,18 +11,18 @@ use crate::virtio::fake::{
     FakeDriver, HOLE, Part, bring_up, negotiate, offered_features, place_queue, ram_with_hole, read32, write32,
 };
 
-const VERSION_1: u64 = 1 << 32;
+pub(super) const VERSION_1: u64 = 1 << 32;
 const MAXIMA: [u16; 2] = [16, 8];
 
 /// What a test sees of the device behind the registers.
 #[derive(Default)]
-struct Seen {
-    activation: Option<Activation>,
-    activations: u32,
+pub(super) struct Seen {
+    pub(super) activation: Option<Activation>,
+    pub(super) activations: u32,
     resets: u32,
 }
 
-struct Probe(Arc<Mutex<Seen>>);
+pub(super) struct Probe(Arc<Mutex<Seen>>);
 
 impl Device for Probe {
     fn device_id(&self) -> u32 {
@@ -53,33 +53,38 @@ impl Device for Probe {
     }
 }
 
-struct Rig {
-    transport: Transport<Probe>,
-    seen: Arc<Mutex<Seen>>,
-    irqfd: EventFd,
-    drivers: [FakeDriver; 2],
+pub(super) struct Rig {
+    pub(super) transport: Transport<Probe>,
+    pub(super) seen: Arc<Mutex<Seen>>,
+    pub(super) irqfd: EventFd,
+    pub(super) drivers: [FakeDriver; 2],
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let ram = ram_with_hole();
+    let drivers = [FakeDriver::new(&ram, 0x1000, 16), FakeDriver::new(&ram, 0x2_0000, 4)];
+    rig_over(&ram, drivers)
+}
+
+/// Fresh registers over memory that is there already.
+pub(super) fn rig_over(ram: &GuestRam, drivers: [FakeDriver; 2]) -> Rig {
     let seen = Arc::new(Mutex::new(Seen::default()));
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let line = irqfd.try_clone().unwrap();
     let page = ReadPage::unseen().unwrap();
     let transport = Transport::new(Probe(Arc::clone(&seen)), ram.clone(), line, page).unwrap();
-    let drivers = [FakeDriver::new(&ram, 0x1000, 16), FakeDriver::new(&ram, 0x2_0000, 4)];
     Rig { transport, seen, irqfd, drivers }
 }
 
 impl Rig {
-    fn bring_up(&mut self, features: u64) -> u32 {
+    pub(super) fn bring_up(&mut self, features: u64) -> u32 {
         let [first, second] = &self.drivers;
         bring_up(&mut self.transport, features, &[first, second])
     }
-    fn status(&mut self) -> u32 {
+    pub(super) fn status(&mut self) -> u32 {
         read32(&mut self.transport, 0x70)
     }
-    fn is_active(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         self.seen.lock().unwrap().activation.is_some()
     }
 }
@@ -391,7 +396,7 @@ impl Model {
 }
 
 /// §3.1.1 for both queues, register by register.
-const BRING_UP: [(u64, u32); 13] = [
+pub(super) const BRING_UP: [(u64, u32); 13] = [
     (0x70, 1),
     (0x70, 3),
     (0x24, 1),
@@ -416,7 +421,7 @@ fn the_models_bring_up_activates() {
     assert_eq!((model.status, model.needs_reset), (0xf, false));
 }
 
-fn any_write() -> impl Strategy<Value = (u64, u32)> {
+pub(super) fn any_write() -> impl Strategy<Value = (u64, u32)> {
     let status = prop_oneof![
         4 => prop::sample::select(vec![1_u32, 3, 0xb, 0xf, 0xf]),
         1 => prop::sample::select(vec![0_u32, 0x80, 0x40, 0x8, 0x4, 0xc]),
@@ -481,7 +486,7 @@ proptest! {
 
 impl Rig {
     /// What the guest reads in the page is what the registers would answer.
-    fn assert_shown(&mut self) {
+    pub(super) fn assert_shown(&mut self) {
         for offset in (0..0x200).step_by(4) {
             let register = read32(&mut self.transport, offset);
             assert_eq!(self.transport.page.get(offset), register, "{offset:#x}");
