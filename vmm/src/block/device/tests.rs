@@ -14,6 +14,8 @@ use crate::disk::overlay::Overlay;
 use crate::virtio::Transport;
 use crate::virtio::fake::{FakeDriver, Offered, Part, bring_up, offered_features, ram_with_hole, read32, write32};
 
+mod pause;
+
 const VERSION_1: u64 = 1 << 32;
 const SECTORS: usize = 256;
 const LIMIT: Duration = Duration::from_secs(20);
@@ -74,16 +76,25 @@ struct Guest {
 
 fn guest_with(disk: Box<dyn Disk>, enter: impl FnOnce() -> io::Result<()> + Send + 'static) -> Guest {
     let ram = ram_with_hole();
+    guest_over(FakeDriver::new(&ram, 0x1000, 64), disk, enter)
+}
+
+/// A device in front of a driver that is there already.
+fn guest_over(
+    driver: FakeDriver,
+    disk: Box<dyn Disk>,
+    enter: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Guest {
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let block = Block::new(disk, 3, enter).unwrap();
     let transport = Transport::new(
         block,
-        ram.clone(),
+        driver.ram.clone(),
         irqfd.try_clone().unwrap(),
         crate::machine::pages::ReadPage::unseen().unwrap(),
     )
     .unwrap();
-    Guest { transport, driver: FakeDriver::new(&ram, 0x1000, 64), irqfd }
+    Guest { transport, driver, irqfd }
 }
 
 fn guest(disk: impl Disk + 'static) -> Guest {
