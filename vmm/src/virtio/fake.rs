@@ -184,6 +184,11 @@ impl FakeDriver {
         self.write(self.avail + 4 + 2 * slot, &head.to_le_bytes());
     }
 
+    /// avail.idx, as it was last set.
+    pub(crate) fn avail_idx(&self) -> u16 {
+        self.avail_idx
+    }
+
     /// Sets avail.idx, whatever was offered.
     pub(crate) fn set_avail_idx(&mut self, index: u16) {
         self.avail_idx = index;

@@ -232,7 +232,7 @@ impl Devices {
             DiskState { transport, len_bytes, is_read_only, layer: None }
         };
         let pause_vsock = |vsock: &VsockDevice| {
-            let (device, queues) = vsock.worker.borrow().state();
+            let (device, queues) = vsock.worker.borrow_mut().state();
             let transport = lock(&vsock.registers).state(queues);
             VsockDeviceState { transport, device, guest_cid: vsock.guest_cid }
         };

@@ -54,13 +54,17 @@ impl Link {
             awaited: None,
             is_broken: false,
             tx_untold: 0,
-            tx_deadline_ms: None,
+            // At once: a queue that was restored may have chains of which the guest was never told.
+            tx_deadline_ms: Some(0),
             batch: Vec::with_capacity(BATCH_MAX),
         })
     }
 
-    /// When `VsockWorker::pump` must be called, at the latest.
+    /// When `VsockWorker::pump` must be called, at the latest: never for a broken one.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
+        if self.is_broken {
+            return None;
+        }
         [self.tx_deadline_ms, self.awaited.map(|(_, deadline_ms)| deadline_ms)].into_iter().flatten().min()
     }
 

@@ -15,8 +15,8 @@ use super::device::{Vsock, pair};
 use super::model::{Endpoint, GUEST_CID, HOST_PORT, REQUEST, Wire};
 use super::worker::VsockWorker;
 use crate::memory::GuestRam;
-use crate::virtio::fake::{FakeDriver, Offered, Part, ram_with_hole};
-use crate::virtio::{Activation, Device, Interrupt};
+use crate::virtio::fake::{FakeDriver, Offered, Part, copy_of, ram_with_hole};
+use crate::virtio::{Activation, Device, Interrupt, Queue};
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
@@ -44,7 +44,7 @@ pub(crate) struct Rig {
     pub(crate) uds: PathBuf,
     pub(crate) dir: TempDir,
     offered: Vec<Offered>,
-    features: u64,
+    pub(crate) features: u64,
     turns: u32,
 }
 
@@ -81,16 +81,40 @@ impl Rig {
         }
     }
 
+    /// Another machine with a copy of the memory, which goes on where this one is. This one goes on
+    /// as well: nothing of the two is shared.
+    pub(crate) fn twin(&mut self) -> Self {
+        let (state, queues) = self.worker.state();
+        let mut twin = Self::inactive(self.features);
+        twin.ram = copy_of(&self.ram);
+        [twin.rx, twin.tx, twin.event] = [&self.rx, &self.tx, &self.event].map(|driver| driver.moved_to(&twin.ram));
+        twin.offered.clone_from(&self.offered);
+        if !queues.is_empty() {
+            let maxima = twin.device.queue_max_sizes().iter();
+            let restore = |(queue, max): (_, &u16)| Queue::restore(twin.ram.clone().into(), queue, *max, self.features);
+            let queues = queues.into_iter().zip(maxima).map(|pair| restore(pair).unwrap()).collect();
+            let activation = twin.activation_of(queues);
+            twin.device.activate(activation).unwrap();
+            twin.kicks.iter().for_each(|kick| kick.write(1).unwrap());
+        }
+        twin.worker.restore(state);
+        twin
+    }
+
     pub(crate) fn activation(&mut self) -> Activation {
         let queues = [&mut self.rx, &mut self.tx, &mut self.event].map(|driver| {
             driver.clear();
             driver.queue(self.features)
         });
         self.offered.clear();
+        self.activation_of(queues.into())
+    }
+
+    fn activation_of(&self, queues: Vec<Queue>) -> Activation {
         Activation {
             ram: self.ram.clone(),
             features: self.features,
-            queues: queues.into(),
+            queues,
             kicks: self.kicks.iter().map(|kick| kick.try_clone().unwrap()).collect(),
             interrupt: Interrupt::new(
                 self.irq.try_clone().unwrap(),

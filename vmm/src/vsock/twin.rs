@@ -13,14 +13,18 @@ use crate::virtio::QueueState;
 pub struct VsockState {
     /// The host's port of the next connection to the guest, which may still know the ones before.
     pub next_host_port: u32,
-    /// There were connections, which the guest must be told are gone.
+    /// There were connections, which the guest must be told are gone, or has still to be.
     pub had_connections: bool,
 }
 
 impl VsockWorker {
     /// What a twin of this device needs to know, and where its queues stand.
-    pub fn state(&self) -> (VsockState, Vec<QueueState>) {
-        let state = VsockState { next_host_port: self.mux.next_host_port(), had_connections: !self.mux.is_empty() };
+    pub fn state(&mut self) -> (VsockState, Vec<QueueState>) {
+        // The driver may have become ready an instant ago.
+        self.on_commands();
+        let was_told = self.link.as_ref().is_none_or(|link| !link.is_reset_event_due && link.awaited.is_none());
+        let had_connections = !self.mux.is_empty() || !was_told;
+        let state = VsockState { next_host_port: self.mux.next_host_port(), had_connections };
         (state, self.link.as_ref().map(Link::states).unwrap_or_default())
     }
 
@@ -49,3 +53,6 @@ impl VsockWorker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

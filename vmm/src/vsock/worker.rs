@@ -207,10 +207,10 @@ impl VsockWorker {
 
     /// Lets clients in while there is room for them. They are left in the backlog otherwise.
     fn open_door(&mut self) {
-        if !self.may_enter() || self.door_pause_ms.is_some_and(|pause_ms| self.now_ms < pause_ms) {
+        self.door_pause_ms = self.door_pause_ms.filter(|pause_ms| self.now_ms < *pause_ms);
+        if self.door_pause_ms.is_some() || !self.may_enter() {
             return;
         }
-        self.door_pause_ms = None;
         while self.is_door_ready {
             let Some(place) = self.clients.free_place() else {
                 return;

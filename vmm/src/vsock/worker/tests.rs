@@ -10,7 +10,7 @@ use super::*;
 
 impl VsockWorker {
     /// As if so much time had passed.
-    fn later(&mut self, ms: u64) {
+    pub(in super::super) fn later(&mut self, ms: u64) {
         self.start -= std::time::Duration::from_millis(ms);
         self.turn();
         self.on_time();
@@ -190,6 +190,41 @@ fn path_of_a_port_that_does_not_fit_a_socket_address_is_a_refusal() {
     let listener = std::os::unix::net::UnixListener::bind(&long).unwrap();
     let door = Door::new(listener, &long).unwrap();
     assert_eq!(door.connect(1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
+/// Nothing wakes the worker for a while.
+fn assert_sleeps(rig: &mut Rig) {
+    rig.turn();
+    for _ in 0..5 {
+        std::thread::sleep(std::time::Duration::from_millis(4));
+        let woken: Vec<_> = rig.worker.poller.poll().iter().map(|(token, _)| token).collect();
+        assert!(woken.is_empty(), "woken by {woken:?}");
+        rig.worker.turn();
+    }
+}
+
+#[test]
+fn a_broken_link_has_no_deadline_to_wake_for() {
+    let mut rig = Rig::new();
+    // A packet that was taken, of which the guest has not been told yet, and then a lie.
+    rig.put(Wire::guest(RST), &[], super::super::rig::Layout::Together);
+    rig.worker.turn();
+    rig.tx.set_avail_idx(0x7000);
+    rig.kicks[1].write(1).unwrap();
+    rig.turn();
+    assert_eq!(rig.worker.counts().of(Event::QueueFault), 1);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    rig.turn();
+    assert_sleeps(&mut rig);
+}
+
+#[test]
+fn a_pause_of_the_door_ends_though_nobody_is_let_in() {
+    let mut rig = Rig::inactive(super::super::rig::VERSION_1);
+    rig.worker.door_pause_ms = Some(1);
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    rig.turn();
+    assert_sleeps(&mut rig);
 }
 
 #[test]
