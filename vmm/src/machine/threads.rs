@@ -307,7 +307,7 @@ impl Body {
             let number = self.shared.pause_number();
             let _ = self.reports.send(Report::Paused(self.index, number, self.is_at_rest()));
             let mut has_saved = false;
-            while self.shared.wait_paused(has_saved) {
+            while self.shared.wait_paused(number, has_saved) {
                 let _ = self.reports.send(Report::State(self.index, number, Box::new(self.save())));
                 has_saved = true;
             }

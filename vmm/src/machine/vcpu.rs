@@ -111,12 +111,17 @@ impl Shared {
         self.wish(Wish::Run);
     }
 
-    /// Waits, on a vCPU thread, until the state is wanted (true, once) or the pause is over.
-    pub(super) fn wait_paused(&self, has_saved: bool) -> bool {
+    /// Waits, on a vCPU thread, until pause `number` is over, or its state is wanted and it has not
+    /// saved it yet: then true. The next pause may have begun by then: it wants a report of its own.
+    pub(super) fn wait_paused(&self, number: u64, has_saved: bool) -> bool {
         let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |wanted| wanted == Wish::Pause as u8 || (has_saved && wanted == Wish::Save as u8);
-        drop(self.goes_on.wait_while(paused, |()| waits(self.wanted())));
-        self.wanted() == Wish::Save as u8
+        let is_wanted = || self.wanted() == Wish::Save as u8 && self.pause_number() == number;
+        let is_on = |(): &mut ()| {
+            let waits = self.wanted() == Wish::Pause as u8 || (has_saved && self.wanted() == Wish::Save as u8);
+            waits && self.pause_number() == number
+        };
+        drop(self.goes_on.wait_while(paused, is_on));
+        is_wanted()
     }
 
     fn wish(&self, wish: Wish) {
@@ -302,6 +307,84 @@ mod tests {
         for exit in [VcpuExit::Intr, VcpuExit::Hlt, VcpuExit::IrqWindowOpen] {
             assert_eq!(decide(exit, &bus, &ports), Next::Resume);
         }
+    }
+
+    fn shared() -> Arc<Shared> {
+        let (bus, ports) = devices();
+        Shared::new(bus, ports)
+    }
+
+    /// A thread that waits as a vCPU does which has reported for pause `number`; what it finds then.
+    fn waiter(shared: &Arc<Shared>, number: u64) -> std::thread::JoinHandle<(u8, u64)> {
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            assert!(!shared.wait_paused(number, false), "nobody asks for a state");
+            (shared.wanted(), shared.pause_number())
+        })
+    }
+
+    #[test]
+    fn who_is_paused_waits_until_it_may_go_on_or_must_stop() {
+        for (release, wish) in [(Shared::go_on as fn(&Shared), Wish::Run), (Shared::ask_to_stop, Wish::Stop)] {
+            let shared = shared();
+            let number = shared.ask_to_pause();
+            let waiters = [waiter(&shared, number), waiter(&shared, number)];
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+            release(&shared);
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap(), (wish as u8, number));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_pause_that_is_over() {
+        let shared = shared();
+        assert_eq!(waiter(&shared, 0).join().unwrap(), (Wish::Run as u8, 0));
+        let number = shared.ask_to_pause();
+        shared.go_on();
+        assert_eq!(waiter(&shared, number).join().unwrap(), (Wish::Run as u8, number));
+    }
+
+    /// A thread that has not run between two pauses must report for the second: whoever asked
+    /// waits for it.
+    #[test]
+    fn the_next_pause_is_not_taken_for_the_one_before() {
+        let shared = shared();
+        let first = shared.ask_to_pause();
+        let slow = waiter(&shared, first);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        shared.go_on();
+        let second = shared.ask_to_pause();
+        assert_eq!(slow.join().unwrap(), (Wish::Pause as u8, second));
+    }
+
+    #[test]
+    fn pauses_and_their_ends_in_quick_succession_leave_nobody_behind() {
+        let shared = shared();
+        for round in 1..500 {
+            let number = shared.ask_to_pause();
+            assert_eq!(number, round, "they are counted");
+            let waiters = [waiter(&shared, number), waiter(&shared, number)];
+            shared.go_on();
+            assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap().1 == number));
+        }
+    }
+
+    #[test]
+    fn a_state_is_asked_for_once_in_a_pause() {
+        let shared = shared();
+        let number = shared.ask_to_pause();
+        shared.ask_to_save();
+        assert!(shared.wait_paused(number, false));
+        let saved = Arc::clone(&shared);
+        let waits = std::thread::spawn(move || saved.wait_paused(number, true));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!waits.is_finished());
+        shared.go_on();
+        assert!(!waits.join().unwrap());
+        assert!(!shared.wait_paused(number, false), "the pause is over");
     }
 
     #[test]
