@@ -170,6 +170,57 @@ mod tests {
         assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_END + (4 << 20))).is_err());
     }
 
+    fn file_of(len_bytes: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len_bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_is_cut_around_the_gap_as_memory_is() {
+        use std::os::unix::fs::FileExt;
+        let len_bytes = MMIO_GAP_START + (4 << 20);
+        let file = file_of(len_bytes);
+        file.write_all_at(b"last low", MMIO_GAP_START - 8).unwrap();
+        file.write_all_at(b"1st high", MMIO_GAP_START).unwrap();
+        let ram = map_file(&file, len_bytes).unwrap();
+        assert_eq!(ram.iter().count(), 2);
+        for region in ram.iter() {
+            assert_eq!(region.as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
+        }
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_START - 8)).unwrap(), b"last low");
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_END)).unwrap(), b"1st high");
+        assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_END + (4 << 20))).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_only_readable_will_do_and_stays_as_it_is() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        named.as_file().set_len(4 << 20).unwrap();
+        let ram = map_file(&File::open(named.path()).unwrap(), 4 << 20).unwrap();
+        ram.write_obj(7_u64, GuestAddress(0x1000)).unwrap();
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 7);
+        assert!(std::fs::read(named.path()).unwrap().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_file_of_another_length_is_refused_whichever_is_longer() {
+        for found in [0, 1, (4 << 20) - 4096, (4 << 20) + 1] {
+            let error = map_file(&file_of(found), 4 << 20).unwrap_err();
+            assert!(matches!(error, MemoryError::File { found: said, len_bytes: 0x40_0000 } if said == found));
+            assert!(error.to_string().contains(&format!("{found} bytes, the VM 4194304")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_cannot_be_mapped() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(reader));
+        assert!(matches!(map_file(&pipe, 4 << 20), Err(MemoryError::File { found: 0, .. })));
+        let null = File::open("/dev/null").unwrap();
+        assert!(matches!(map_file(&null, 4 << 20), Err(MemoryError::File { found: 0, .. })));
+    }
+
     #[test]
     fn more_than_the_address_space_is_an_error_with_the_number() {
         let error = allocate(1 << 60, false).unwrap_err();

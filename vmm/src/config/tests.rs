@@ -228,6 +228,102 @@ fn too_many_extra_msrs_are_refused() {
     assert!(text.contains("4294967296"), "{text}");
 }
 
+/// A document that goes on where a snapshot was taken, with one disk.
+fn restored() -> Fixture {
+    let mut fixture = Fixture::new();
+    let [state, memory, layer, base] = ["state", "memory", "layer", "base"].map(|name| {
+        let path = fixture.dir.path().join(name);
+        std::fs::write(&path, [1; 512]).unwrap();
+        path
+    });
+    fixture.doc.as_object_mut().unwrap().remove("kernel");
+    fixture
+        .with("disks", json!([{ "path": base, "mode": { "overlay_memory": { "cap_mib": 1 } } }]))
+        .with("restore", json!({ "state": state, "memory": memory, "layers": [layer] }))
+}
+
+#[test]
+fn a_snapshot_in_place_of_a_kernel_is_accepted() {
+    let fixture = restored();
+    let config = fixture.check().unwrap();
+    let Start::Restore(restore) = config.start() else { panic!("no kernel was given") };
+    assert_eq!(restore.state(), fixture.dir.path().join("state"));
+    assert_eq!(restore.memory(), fixture.dir.path().join("memory"));
+    assert_eq!(restore.layers(), [Some(fixture.dir.path().join("layer"))]);
+    assert!(!restore.is_resident() && !config.is_forkable());
+    let mut fixture = fixture.with("forkable", json!(true));
+    fixture.doc["restore"]["resident"] = json!(true);
+    fixture.doc["restore"]["layers"] = json!([null]);
+    let config = fixture.check().unwrap();
+    let Start::Restore(restore) = config.start() else { panic!("no kernel was given") };
+    assert_eq!(restore.layers(), [None]);
+    assert!(restore.is_resident() && config.is_forkable());
+}
+
+#[test]
+fn a_kernel_and_a_snapshot_or_neither_are_refused_by_both_names() {
+    let fixture = restored();
+    let kernel = fixture.kernel.path().to_owned();
+    let text = fixture.with("kernel", json!(kernel)).refused("kernel, restore");
+    assert!(text.contains("both given"), "{text}");
+    let text = restored().with("restore", Value::Null).refused("kernel, restore");
+    assert!(text.contains("neither given"), "{text}");
+}
+
+#[test]
+fn every_file_of_a_snapshot_that_is_not_there_is_named() {
+    for (field, what) in [("state", "restore.state"), ("memory", "restore.memory")] {
+        let mut fixture = restored();
+        fixture.doc["restore"][field] = json!("/no/such/file");
+        let text = fixture.refused(what);
+        assert!(text.contains("/no/such/file") && text.contains("No such file"), "{text}");
+        fixture.doc["restore"][field] = json!(fixture.dir.path());
+        assert!(fixture.refused(what).contains("is a directory"));
+        fixture.doc["restore"][field] = json!("/dev/null");
+        assert!(fixture.refused(what).contains("not a regular file"));
+    }
+    let mut fixture = restored();
+    fixture.doc["restore"]["layers"] = json!(["/no/such/layer"]);
+    assert!(fixture.refused("restore.layers[0]").contains("/no/such/layer"));
+}
+
+#[test]
+fn there_is_one_layer_or_none_for_each_disk() {
+    for layers in [json!([]), json!([null, null])] {
+        let mut fixture = restored();
+        fixture.doc["restore"]["layers"] = layers;
+        let text = fixture.refused("restore.layers");
+        assert!(text.contains("one for each of 1 disks"), "{text}");
+    }
+}
+
+#[test]
+fn a_snapshot_is_described_completely_and_by_nothing_else() {
+    for field in ["state", "memory", "layers"] {
+        let mut fixture = restored();
+        fixture.doc["restore"].as_object_mut().unwrap().remove(field);
+        fixture.refused(field);
+    }
+    let mut fixture = restored();
+    fixture.doc["restore"]["version"] = json!(1);
+    fixture.refused("version");
+}
+
+#[test]
+fn a_fork_differs_from_its_template_in_the_path_of_its_socket_only() {
+    let with_vsock = restored().with("vsock", json!({ "guest_cid": 5, "uds": "/template" })).check().unwrap();
+    let fork = with_vsock.for_fork(Path::new("/fork/v.sock")).unwrap();
+    assert_eq!(fork.vsock().unwrap().uds(), Path::new("/fork/v.sock"));
+    assert_eq!(fork.vsock().unwrap().guest_cid(), 5);
+    assert_eq!((fork.mem_bytes(), fork.cpus(), fork.disks()), (128 << 20, 1, with_vsock.disks()));
+    assert_eq!(with_vsock.vsock().unwrap().uds(), Path::new("/template"));
+    for bad in ["", &"x".repeat(UDS_PATH_MAX_BYTES + 1)] {
+        assert!(with_vsock.for_fork(Path::new(bad)).unwrap_err().to_string().contains("vsock.uds"));
+    }
+    let without = restored().check().unwrap();
+    assert!(without.for_fork(Path::new("")).unwrap().vsock().is_none(), "nobody looks at the path");
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

@@ -173,3 +173,6 @@ fn check_disks(disks: &[Box<dyn Disk>], state: &VmState) -> Result<(), RestoreEr
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
