@@ -203,8 +203,11 @@ impl MutEventSubscriber for Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::orders::tests::{heard, order, pair};
+    use crate::orders::{ORDER_MAX_BYTES, Order};
     use event_manager::{EventManager, SubscriberOps};
     use std::io::Write;
+    use std::os::fd::{AsFd, OwnedFd};
 
     type Loop = EventManager<Box<dyn MutEventSubscriber>>;
 
@@ -248,6 +251,75 @@ mod tests {
         let (mut events, cause) = start(Control::new(eventfd(), Some(Lifeline::Plain(null.into())), None).unwrap());
         events.run_with_timeout(10).unwrap();
         assert_eq!(cause.cause(), None);
+    }
+
+    fn with_socket() -> (Loop, Rc<Inbox>, OwnedFd) {
+        let (host, monitor) = pair();
+        let lifeline = Some(Lifeline::Control(monitor));
+        let (events, inbox) = start(Control::new(eventfd(), lifeline, None).unwrap());
+        (events, inbox, host)
+    }
+
+    #[test]
+    fn orders_leave_the_loop_one_at_a_time_with_their_descriptors() {
+        let (mut events, inbox, host) = with_socket();
+        events.run_with_timeout(0).unwrap();
+        assert!(inbox.take_order().is_none());
+        order(&host, br#"{"freeze":{}}"#, &[host.as_fd(), host.as_fd()]);
+        order(&host, br#"{"save":{}}"#, &[]);
+        for (expected, descriptors) in [(Order::Freeze {}, 2), (Order::Save {}, 0)] {
+            events.run_with_timeout(1000).unwrap();
+            let received = inbox.take_order().unwrap();
+            assert_eq!((received.order, received.descriptors.len()), (Ok(expected), descriptors));
+            assert!(inbox.take_order().is_none(), "once");
+        }
+        events.run_with_timeout(0).unwrap();
+        assert!(inbox.take_order().is_none());
+        assert_eq!(inbox.cause(), None);
+    }
+
+    #[test]
+    fn an_order_that_makes_no_sense_is_one_to_be_answered() {
+        let (mut events, inbox, host) = with_socket();
+        order(&host, b"hello", &[]);
+        events.run_with_timeout(1000).unwrap();
+        assert!(inbox.take_order().unwrap().order.unwrap_err().contains("understanding the order"));
+        inbox.answer(&Answer::Failed { what: "what?".to_owned() });
+        assert_eq!(heard(&host), r#"{"failed":{"what":"what?"}}"#);
+        assert_eq!(inbox.cause(), None);
+    }
+
+    #[test]
+    fn an_order_too_long_is_refused_at_once_and_the_next_one_is_heard() {
+        let (mut events, inbox, host) = with_socket();
+        order(&host, &vec![b' '; ORDER_MAX_BYTES + 1], &[]);
+        order(&host, br#"{"freeze":{}}"#, &[]);
+        events.run_with_timeout(1000).unwrap();
+        assert!(inbox.take_order().is_none());
+        assert!(heard(&host).starts_with(r#"{"failed":{"what":"receiving an order"#));
+        events.run_with_timeout(1000).unwrap();
+        assert_eq!(inbox.take_order().unwrap().order, Ok(Order::Freeze {}));
+        assert_eq!(inbox.cause(), None);
+    }
+
+    #[test]
+    fn the_end_of_the_control_socket_is_that_of_the_vm_after_the_last_order() {
+        let (mut events, inbox, host) = with_socket();
+        order(&host, br#"{"freeze":{}}"#, &[]);
+        drop(host);
+        events.run_with_timeout(1000).unwrap();
+        assert!(inbox.take_order().is_some());
+        assert_eq!(inbox.cause(), None, "the order comes first");
+        inbox.answer(&Answer::Failed { what: "nobody hears this".to_owned() });
+        events.run_with_timeout(1000).unwrap();
+        assert_eq!(inbox.cause(), Some(Cause::Lifeline));
+    }
+
+    #[test]
+    fn without_a_control_socket_an_answer_goes_nowhere() {
+        let (_events, inbox) = start(Control::new(eventfd(), None, None).unwrap());
+        inbox.answer(&Answer::Forked { pid: 1 });
+        assert!(inbox.take_order().is_none());
     }
 
     #[test]

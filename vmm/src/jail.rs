@@ -5,6 +5,7 @@
 //! compiled by build.rs, the same in debug and release. Whatever is not listed kills the process.
 //! Nothing here can be undone, and nothing here opens anything.
 
+use std::cell::Cell;
 use std::io;
 
 use seccompiler::{BpfProgram, apply_filter, sock_filter};
@@ -37,16 +38,26 @@ impl Thread {
     }
 }
 
-/// Locks the calling thread in for good.
+thread_local! {
+    static LOCKED_IN: Cell<Option<Thread>> = const { Cell::new(None) };
+}
+
+/// Locks the calling thread in for good. A thread that is locked in as this kind already stays as
+/// it is: it may be a twin's, and every call of the host would pass one more filter for nothing.
 ///
 /// # Errors
 /// The kernel's error when it has no seccomp filters; the VM must not run then.
 pub fn lock_in(kind: Thread) -> io::Result<()> {
+    if LOCKED_IN.get() == Some(kind) {
+        return Ok(());
+    }
     if kind == Thread::Resident {
         // clone3 hides its flags from a filter. Refused like this, glibc takes clone, whose flags are checked.
         apply_filter(&program(include_bytes!(concat!(env!("OUT_DIR"), "/no-clone3.bpf")))).map_err(io::Error::other)?;
     }
-    apply_filter(&program(kind.policy())).map_err(io::Error::other)
+    apply_filter(&program(kind.policy())).map_err(io::Error::other)?;
+    LOCKED_IN.set(Some(kind));
+    Ok(())
 }
 
 /// The instructions as build.rs wrote them: u16 code, u8 jt, u8 jf, u32 k.

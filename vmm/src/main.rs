@@ -150,6 +150,7 @@ fn prepare_process() -> io::Result<()> {
     sys::close_descriptors_from(3)?;
     sys::set_no_new_privs()?;
     sys::set_undumpable()?;
+    sys::ignore_children();
     for signal in STOP_SIGNALS {
         vmm_sys_util::signal::block_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
     }

@@ -167,7 +167,16 @@ impl Lifeline {
     pub fn new(fd: OwnedFd) -> Self {
         ControlSocket::new(fd).map_or_else(Self::Plain, Self::Control)
     }
+
+    /// The descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> &OwnedFd {
+        match self {
+            Self::Plain(fd) => fd,
+            Self::Control(socket) => socket.descriptor(),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -142,6 +142,16 @@ pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
     close_range(first, u32::MAX)
 }
 
+/// Leaves the mapping of `len` bytes that begins with `first` out of twins of this process.
+///
+/// # Errors
+/// The kernel's: EINVAL when no mapping begins there.
+pub fn keep_from_twins<T>(first: &mut T, len: usize) -> io::Result<()> {
+    // SAFETY: the advice changes nothing in this process, and a twin that touches what it has not
+    // dies of it.
+    check(unsafe { libc::madvise(std::ptr::from_mut(first).cast(), len, libc::MADV_DONTFORK) })
+}
+
 /// Children that end leave no zombie: nobody waits for them.
 pub fn ignore_children() {
     // SAFETY: SIG_IGN runs no code of ours.

@@ -242,7 +242,7 @@ impl Vm {
                 if let Some(resident) = self.obey(received) {
                     // In the twin: what it has of the VM belongs to the one that runs on.
                     std::mem::forget(self);
-                    return resident.serve(trace);
+                    return resident?.serve(trace);
                 }
                 continue;
             }

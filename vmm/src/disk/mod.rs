@@ -103,6 +103,9 @@ pub trait Pages: std::fmt::Debug {
     /// # Errors
     /// [`DiskError::Range`].
     fn read_page(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError>;
+
+    /// The file that they came from, if it has to stay open.
+    fn descriptor(&self) -> Option<RawFd>;
 }
 
 /// Why a request failed.

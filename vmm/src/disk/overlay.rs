@@ -283,7 +283,9 @@ impl<S: Store> Disk for Overlay<S> {
         if base.changed.is_some() {
             return None;
         }
-        Some(Layer { descriptors: base.descriptors, changed: Some((&self.map, self.store.pages()?)) })
+        let pages = self.store.pages()?;
+        let descriptors = base.descriptors.into_iter().chain(pages.descriptor()).collect();
+        Some(Layer { descriptors, changed: Some((&self.map, pages)) })
     }
 }
 
@@ -308,6 +310,11 @@ fn usize_of(len: u64) -> usize {
 
 #[cfg(test)]
 impl<S> Overlay<S> {
+    /// The map, for tests that look behind it.
+    pub(super) fn map_for_tests(&self) -> &PageMap {
+        &self.map
+    }
+
     /// The store, for tests that look behind it.
     pub(super) fn store_for_tests(&self) -> &S {
         &self.store

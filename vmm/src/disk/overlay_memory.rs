@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
@@ -137,6 +138,10 @@ impl Pages for MemoryStore {
     fn read_page(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
         self.slice(offset, into.len())?.copy_to(into);
         Ok(())
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        self.region.file_offset().map(|place| place.file().as_raw_fd())
     }
 }
 

@@ -17,6 +17,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
+use crate::sys;
 
 use super::bus::WINDOWS_START;
 use super::cpuid;
@@ -237,6 +238,14 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A vCPU whose mapping is no twin's: it would keep this VM alive for as long as the twin lives.
+    fn new_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
+        let mut vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        let kept = sys::keep_from_twins(vcpu.get_kvm_run(), self.vm.run_size());
+        kept.map_err(|source| KvmError::Step { step: "keeping a vCPU to this process", source })?;
+        Ok(vcpu)
+    }
+
     /// Makes vCPU `index` with the CPU features of `entries`; it is not yet told where to start.
     ///
     /// # Errors
@@ -247,7 +256,7 @@ impl Machine {
         entries: &[kvm_cpuid_entry2],
         features: &Features,
     ) -> Result<VcpuFd, KvmError> {
-        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        let vcpu = self.new_vcpu(index)?;
         let cpuid = CpuId::from_entries(entries).map_err(|e| KvmError::Step {
             step: "listing the CPU features",
             source: io::Error::other(format!("{e:?}")),
@@ -265,7 +274,7 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Step`] names what this host refuses.
     pub fn restore_vcpu(&self, index: u8, state: &VcpuState) -> Result<VcpuFd, KvmError> {
-        let vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;
+        let vcpu = self.new_vcpu(index)?;
         state.restore(&vcpu)?;
         Ok(vcpu)
     }

@@ -8,16 +8,24 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, Sock
 
 use super::*;
 
-fn pair() -> (OwnedFd, ControlSocket) {
+/// The host's end and the monitor's.
+pub(crate) fn pair() -> (OwnedFd, ControlSocket) {
     let (host, monitor) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     (host, ControlSocket::new(monitor).unwrap())
 }
 
-fn order(host: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+pub(crate) fn order(host: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut room);
     assert!(descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
     sendmsg(host, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// What the host hears next.
+pub(crate) fn heard(host: &OwnedFd) -> String {
+    let mut bytes = vec![0; 4096];
+    let len = rustix::io::read(host, &mut bytes).unwrap();
+    String::from_utf8(bytes[..len].to_vec()).unwrap()
 }
 
 #[test]
@@ -79,14 +87,16 @@ fn more_descriptors_than_allowed_are_refused_and_none_stays_open() {
 fn answers_are_one_json_object_each() {
     let (host, monitor) = pair();
     for (answer, text) in [
+        (
+            Answer::Frozen { pause_us: 3, save_us: 2, fork_us: 1 },
+            r#"{"frozen":{"pause_us":3,"save_us":2,"fork_us":1}}"#,
+        ),
         (Answer::Forked { pid: 7 }, r#"{"forked":{"pid":7}}"#),
         (Answer::Saved { memory_bytes: 9 }, r#"{"saved":{"memory_bytes":9}}"#),
         (Answer::Failed { what: "x".into() }, r#"{"failed":{"what":"x"}}"#),
     ] {
         monitor.answer(&answer);
-        let mut heard = [0; 100];
-        let len = rustix::io::read(&host, &mut heard).unwrap();
-        assert_eq!(heard[..len], *text.as_bytes());
+        assert_eq!(heard(&host), text);
     }
 }
 
@@ -96,4 +106,35 @@ fn a_pipe_or_a_stream_is_no_control_socket() {
     assert!(ControlSocket::new(reader.into()).is_err());
     let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     assert!(ControlSocket::new(stream.into()).is_err());
+}
+
+#[test]
+fn a_host_that_does_not_listen_blocks_and_kills_nobody() {
+    let (host, monitor) = pair();
+    let answer = Answer::Failed { what: "x".repeat(1000) };
+    for _ in 0..10_000 {
+        monitor.answer(&answer);
+    }
+    drop(host);
+    monitor.answer(&answer);
+    assert!(monitor.receive().unwrap().is_none());
+}
+
+#[test]
+fn the_configuration_comes_as_the_first_datagram_whole() {
+    let (host, monitor) = pair();
+    let text = vec![b'x'; ORDER_MAX_BYTES];
+    order(&host, &text, &[]);
+    order(&host, br#"{"save":{}}"#, &[]);
+    assert_eq!(monitor.receive_text().unwrap(), text);
+    assert_eq!(monitor.receive().unwrap().unwrap().order, Ok(Order::Save {}));
+}
+
+#[test]
+fn a_lifeline_is_told_by_what_it_is() {
+    let (host, _monitor) = pair();
+    assert!(matches!(Lifeline::new(host), Lifeline::Control(_)));
+    let (reader, _writer) = io::pipe().unwrap();
+    assert!(matches!(Lifeline::new(reader.into()), Lifeline::Plain(_)));
+    assert!(matches!(Lifeline::new(std::fs::File::open("/dev/null").unwrap().into()), Lifeline::Plain(_)));
 }

@@ -33,12 +33,13 @@ struct Pause {
 /// Which of the two a process is after a freeze.
 enum Twin {
     First(Pause),
-    Second(Box<Resident>),
+    /// What failed there is of no concern to the first.
+    Second(Result<Box<Resident>, VmError>),
 }
 
 impl Vm {
     /// Carries out an order; in the twin that a freeze makes, the resident it is to be.
-    pub(super) fn obey(&mut self, received: Received) -> Option<Resident> {
+    pub(super) fn obey(&mut self, received: Received) -> Option<Result<Box<Resident>, VmError>> {
         let failed = |what: String| Answer::Failed { what };
         let answer = match received.order {
             Ok(Order::Freeze {}) => match self.freeze(received.descriptors) {
@@ -48,7 +49,7 @@ impl Vm {
                     save_us: micros(pause.save),
                     fork_us: micros(pause.fork),
                 },
-                Ok(Twin::Second(resident)) => return Some(*resident),
+                Ok(Twin::Second(resident)) => return Some(resident),
                 Err(error) => failed(in_one_line(&error)),
             },
             Ok(Order::Fork { .. } | Order::Save {}) => {
@@ -70,6 +71,10 @@ impl Vm {
         }
         if self.has_console {
             return Err(refuse("a VM with a console has no twin: start it without"));
+        }
+        let control = Lifeline::new(control);
+        if !matches!(control, Lifeline::Control(_)) {
+            return Err(refuse("a resident takes its orders on a SOCK_SEQPACKET socket, the first descriptor"));
         }
         let streams = Streams { control, events, stderr, listener: None };
         let begun = self.pause_at_rest()?;
@@ -128,7 +133,7 @@ impl Vm {
         }
         let disks =
             disks.iter().map(|disk| DiskState { transport: disk.transport.clone(), layer: None, ..*disk }).collect();
-        self.second(VmState { disks, ..state }, streams).map(|resident| Twin::Second(Box::new(resident)))
+        Ok(Twin::Second(self.second(VmState { disks, ..state }, streams).map(Box::new)))
     }
 
     /// In the twin: takes out what a resident keeps.

@@ -56,7 +56,6 @@ impl Resident {
     /// # Errors
     /// [`VmError`] of a fork that did not come to running; a resident survives every order.
     pub fn serve(mut self, trace: &mut Trace) -> Result<(Ending, Option<Stopped>), VmError> {
-        sys::ignore_children();
         await_signals(false).map_err(host("letting signals end the resident"))?;
         loop {
             let received = self.control.receive();
@@ -65,6 +64,8 @@ impl Resident {
                 Ok(Some(received)) => match self.obey(received, asked, trace)? {
                     Role::Resident => {}
                     Role::Fork(vm) => {
+                        // Nothing of the resident's may be in a fork's hands when its guest runs.
+                        drop(self);
                         let (ending, stopped) = vm.run(trace, |trace| trace.flush(&mut io::stdout().lock()))?;
                         return Ok((ending, stopped));
                     }
@@ -112,7 +113,8 @@ impl Resident {
         }
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or_else(|| "too few descriptors".to_owned());
-        let streams = Streams { control: next()?, events: next()?, stderr: next()?, listener: next().ok() };
+        let control = Lifeline::new(next()?);
+        let streams = Streams { control, events: next()?, stderr: next()?, listener: next().ok() };
         Ok((config, streams))
     }
 
@@ -153,18 +155,19 @@ impl Resident {
 
 /// What a twin talks and listens on.
 pub(super) struct Streams {
-    pub(super) control: OwnedFd,
+    pub(super) control: Lifeline,
     pub(super) events: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) listener: Option<OwnedFd>,
 }
 
 impl Streams {
-    /// Makes them this process' standard streams.
+    /// Makes them this process' standard streams, in place of those of the process it came from.
     pub(super) fn take_places(self) -> io::Result<(Lifeline, Option<UnixListener>)> {
+        rustix::stdio::dup2_stdin(self.control.descriptor())?;
         rustix::stdio::dup2_stdout(self.events)?;
         rustix::stdio::dup2_stderr(self.stderr)?;
-        Ok((Lifeline::new(self.control), self.listener.map(UnixListener::from)))
+        Ok((self.control, self.listener.map(UnixListener::from)))
     }
 }
 

@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod code;
+mod held;
 mod monitor;
+mod snapshot;
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};

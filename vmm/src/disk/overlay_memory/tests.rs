@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The overlay in memory against the model.
 
+use std::os::unix::fs::FileExt;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::Base;
 use crate::disk::model::{FakeBase, Model, Op, any_op, base_content, content, run, step};
+use crate::disk::page_map::{BLOCK_BYTES, PageState};
 
 /// Twenty pages and a short one.
 const LEN: usize = 20 * 4096 + 1536;
@@ -24,7 +28,68 @@ fn resident_pages(overlay: &Overlay<MemoryStore>) -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 4
 }
 
+/// The layer of a disk as a file, and what a state file says of it.
+fn written_down(disk: &Overlay<MemoryStore>) -> (File, PageMap) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(LEN.next_multiple_of(4096) as u64).unwrap();
+    let (map, pages) = (disk.map_for_tests(), disk.store_for_tests());
+    for page in (0..map.pages()).filter(|page| map.get(*page) == PageState::Data) {
+        let mut bytes = [0; 4096];
+        pages.read_page(page * 4096, &mut bytes).unwrap();
+        file.write_all_at(&bytes, page * 4096).unwrap();
+    }
+    let mut copy = PageMap::new(map.pages());
+    for block in 0..PageMap::block_count(map.pages()) {
+        let bytes: [u8; BLOCK_BYTES] = map.block(block).try_into().unwrap();
+        assert!(copy.load_block(block, &bytes));
+    }
+    (file, copy)
+}
+
+#[test]
+fn the_descriptors_of_a_twin_are_those_of_the_base_and_of_the_layer() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(LEN as u64).unwrap();
+    let base = || Box::new(Base::new(file.try_clone().unwrap()).unwrap());
+    let fresh = Overlay::in_memory(base(), CAP as u64).unwrap();
+    assert_eq!(fresh.layer().unwrap().descriptors.len(), 1);
+    let (layer, map) = written_down(&fresh);
+    let layer_fd = layer.as_raw_fd();
+    let restored = Overlay::over_layer(base(), CAP as u64, layer, map).unwrap();
+    let descriptors = restored.layer().unwrap().descriptors;
+    assert_eq!((descriptors.len(), descriptors[1]), (2, layer_fd));
+}
+
 proptest! {
+    /// A disk that is written down and opened again and again is the same disk, and the files
+    /// stay as they were.
+    #[test]
+    fn overlay_over_its_own_layer_agrees_with_the_model(
+        rounds in prop::collection::vec(prop::collection::vec(any_op(LEN), 1..20), 1..5),
+        cap_pages in 4_usize..24,
+    ) {
+        let mut disk = overlay(cap_pages * 4096);
+        let mut model = Model::new(&base_content(LEN), cap_pages * 4096);
+        let mut layers = Vec::new();
+        let bytes_of = |file: &File| {
+            let mut bytes = vec![0; LEN.next_multiple_of(4096)];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        for ops in &rounds {
+            for op in ops {
+                step(&mut disk, &mut model, op)?;
+                prop_assert_eq!(disk.used_bytes(), model.used_bytes() as u64);
+            }
+            let (layer, map) = written_down(&disk);
+            layers.push((layer.try_clone().unwrap(), bytes_of(&layer)));
+            let base = Box::new(FakeBase(base_content(LEN)));
+            disk = Overlay::over_layer(base, cap_pages as u64 * 4096, layer, map).unwrap();
+            prop_assert!(content(&mut disk) == model.bytes);
+        }
+        prop_assert!(layers.iter().all(|(file, before)| bytes_of(file) == *before));
+    }
+
     #[test]
     fn overlay_agrees_with_the_model(ops in prop::collection::vec(any_op(LEN), 1..60), cap_pages in 0_usize..24) {
         let mut disk = overlay(cap_pages * 4096);

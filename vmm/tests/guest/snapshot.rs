@@ -1,0 +1,638 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Guests that are frozen, forked, saved and restored: what goes on, what stays, what is refused.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::code::{AVAIL_INDEX, COUNTER, Code, USED_INDEX};
+use super::held::{Held, MEM_MIB, Saved, children_of, eventually, word, zombies_of};
+use super::monitor::kvm_or_skip;
+
+fn counting(config: Value) -> Held {
+    Held::boot(&Code::new().count(), config)
+}
+
+/// The counter of a running guest, by way of a resident.
+fn counter(vm: &Held) -> u64 {
+    vm.freeze().save(0).word(COUNTER)
+}
+
+/// Time for a guest to count.
+fn wait() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
+/// Guests that write a counter into their disk, and the configuration of that disk.
+struct Writing {
+    _dir: tempfile::TempDir,
+    disks: Value,
+}
+
+impl Writing {
+    fn new() -> Self {
+        let dir = tempfile::TempDir::new().unwrap();
+        let base = dir.path().join("base");
+        fs::write(&base, vec![0xbb; 1 << 20]).unwrap();
+        let disks = json!([{ "path": base, "mode": { "overlay_memory": { "cap_mib": 1 } } }]);
+        Self { _dir: dir, disks }
+    }
+
+    fn boot(&self) -> Held {
+        Held::boot(&Code::new().write_disk(), json!({ "disks": self.disks }))
+    }
+
+    fn restore(&self, saved: &Saved, is_resident: bool) -> Value {
+        let mut config = saved.config(&[Some(&saved.layer)]);
+        config["restore"]["resident"] = json!(is_resident);
+        config["disks"] = self.disks.clone();
+        config
+    }
+}
+
+/// The counter of a guest that writes, after seeing that memory and disk are of one instant.
+fn written(vm: &Held) -> u64 {
+    let saved = vm.freeze().save(1);
+    let (counter, disk) = (saved.word(COUNTER), word(&saved.layer, 0));
+    let [avail, used] = [AVAIL_INDEX, USED_INDEX].map(|at| saved.word(at) & 0xffff);
+    // Offered, and not begun when the disk stood still; else it was finished.
+    let waiting = avail.wrapping_sub(used);
+    // The guest counts first and offers then: it may have been stopped between the two.
+    let offered = counter.wrapping_sub(avail) & 0xffff;
+    assert!(waiting <= 1 && offered <= 1, "counter {counter}, avail {avail}, used {used}");
+    assert_eq!(disk, counter - waiting - offered, "counter {counter}, avail {avail}, used {used}");
+    counter
+}
+
+#[test]
+fn a_guest_that_was_frozen_goes_on_and_its_resident_keeps_what_was() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let first = resident.save(0);
+    wait();
+    let second = resident.save(0);
+    let (one, other) = (first.word(COUNTER), second.word(COUNTER));
+    assert!(one > 0);
+    assert_eq!(one, other, "the guest's writes do not reach its resident");
+    assert_eq!(first.memory_bytes, second.memory_bytes);
+    assert_eq!(fs::metadata(&first.memory).unwrap().len(), MEM_MIB << 20);
+    assert!(counter(&vm) > one, "and it goes on");
+}
+
+#[test]
+fn forks_go_on_where_the_guest_was_frozen_each_for_itself() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let start = resident.save(0).word(COUNTER);
+    let forks = [resident.fork(), resident.fork()];
+    wait();
+    let counters = forks.each_ref().map(counter);
+    assert!(counters.iter().all(|counter| *counter > start), "{counters:?} from {start}");
+    assert_eq!(resident.save(0).word(COUNTER), start, "the resident's memory is not theirs");
+    assert!(counter(&vm) > start);
+    assert_eq!(forks[0].stages(), ["fork_asked", "forked", "memory_ready", "vcpus_ready", "jailed", "first_run"]);
+}
+
+#[test]
+fn a_fork_of_a_fork_of_a_fork_remembers_all_of_it() {
+    kvm_or_skip!();
+    let mut line = vec![counting(json!({}))];
+    let mut counters = Vec::new();
+    for _ in 0..5 {
+        let resident = line.last().unwrap().freeze();
+        counters.push(resident.save(0).word(COUNTER));
+        let fork = resident.fork();
+        line.extend([resident, fork]);
+        wait();
+    }
+    assert!(counters.is_sorted_by(|before, after| before < after), "{counters:?}");
+    for vm in line.iter().step_by(2) {
+        assert!(counter(vm) > counters[0], "every one of them runs");
+    }
+}
+
+/// The policy of a resident is a fork's as well: it need not be put on again.
+#[test]
+fn a_distant_descendant_is_jailed_as_its_ancestor_and_carries_no_more_filters() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let first = vm.freeze().fork();
+    let mut last = first.freeze().fork();
+    for _ in 0..3 {
+        last = last.freeze().fork();
+    }
+    for fork in [&first, &last] {
+        assert_eq!(fork.status("Seccomp"), "2");
+        assert_eq!(fork.status("NoNewPrivs"), "1");
+    }
+    assert_eq!(first.status("Seccomp_filters"), last.status("Seccomp_filters"));
+}
+
+#[test]
+fn a_guest_goes_on_from_files_in_another_process_and_so_do_its_forks() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let saved = vm.freeze().save(0);
+    let start = saved.word(COUNTER);
+    let before = fs::read(&saved.memory).unwrap();
+    let mut again = Held::start(&saved.config(&[]));
+    again.wait_stage("first_run");
+    assert_eq!(again.stages()[..4], ["exec", "config_read", "kvm_ready", "state_read"]);
+    wait();
+    assert!(counter(&again) > start);
+    let mut config = saved.config(&[]);
+    config["restore"]["resident"] = json!(true);
+    let mut resident = Held::start(&config);
+    resident.wait_stage("resident");
+    for _ in 0..3 {
+        let fork = resident.fork();
+        wait();
+        assert!(counter(&fork) > start);
+    }
+    assert!(before == fs::read(&saved.memory).unwrap(), "a snapshot's file is never written");
+    assert_eq!(resident.end()["reason"], "stopped");
+    assert_eq!(resident.exit_code(), Some(0));
+}
+
+#[test]
+fn a_halted_guest_stays_halted_and_several_cpus_go_on() {
+    kvm_or_skip!();
+    let halted = Held::boot(&Code::new().halt(), json!({}));
+    wait();
+    let mut fork = halted.freeze().fork();
+    wait();
+    assert!(fork.is_running());
+    let exit = fork.end();
+    assert_eq!(exit["reason"], "stopped", "{exit}");
+    assert!(exit["exits"]["interrupted"].as_u64().unwrap() < 100, "it sleeps: {exit}");
+    let vm = counting(json!({ "cpus": 3 }));
+    let resident = vm.freeze();
+    let start = resident.save(0).word(COUNTER);
+    wait();
+    assert!(counter(&resident.fork().freeze().fork()) > start);
+}
+
+#[test]
+fn a_fork_comes_to_its_own_end_and_the_others_to_theirs() {
+    kvm_or_skip!();
+    let vm = Held::boot(&Code::new().count_to(100_000).reset(), json!({}));
+    let resident = vm.freeze();
+    let mut ends = vec![resident.fork(), vm, resident.fork()];
+    for held in &mut ends {
+        let exit = held.wait_end();
+        assert_eq!((&exit["event"], &exit["reason"]), (&json!("exit"), &json!("reset")), "{exit}");
+    }
+    let mut broken = Held::boot(&Code::new().count_to(50_000).undefined_instruction(), json!({}));
+    let mut fork = broken.freeze().fork();
+    assert_eq!(fork.wait_end()["reason"], "triple_fault");
+    assert_eq!(broken.wait_end()["reason"], "triple_fault");
+    assert_eq!(broken.exit_code(), Some(5));
+}
+
+#[test]
+fn the_end_of_a_residents_socket_ends_it_while_its_forks_run_on() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let mut resident = vm.freeze();
+    let mut forks = [resident.fork(), resident.fork()];
+    let before = forks.each_ref().map(counter);
+    let exit = resident.end();
+    assert_eq!((&exit["reason"], &exit["detail"]), (&json!("stopped"), &json!("released by its host")));
+    for (fork, before) in forks.iter().zip(before) {
+        wait();
+        assert!(counter(fork) > before);
+    }
+    let exit = forks[0].end();
+    assert_eq!(exit["reason"], "stopped");
+    assert!(exit["detail"].as_str().unwrap().contains("lifeline"), "{exit}");
+    eventually("the process is gone", || !forks[0].is_running());
+    assert!(forks[1].is_running() && vm.is_running());
+}
+
+#[test]
+fn a_killed_resident_or_parent_is_noticed_by_its_host_and_by_nobody_else() {
+    kvm_or_skip!();
+    let mut vm = counting(json!({}));
+    let mut resident = vm.freeze();
+    let fork = resident.fork();
+    let before = counter(&fork);
+    resident.signal(libc::SIGKILL);
+    assert_eq!(resident.wait_end(), Value::Null);
+    assert!(resident.is_left(), "nobody else holds its end of the control socket");
+    wait();
+    let after = counter(&fork);
+    assert!(after > before);
+    let other = vm.freeze();
+    vm.signal(libc::SIGKILL);
+    assert_eq!(vm.wait_end(), Value::Null);
+    assert!(vm.is_left(), "nor its parent's");
+    let orphan = other.fork();
+    wait();
+    assert!(counter(&orphan) > 0 && counter(&fork) > after);
+}
+
+#[test]
+fn signals_stop_a_resident_and_a_fork() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let mut resident = vm.freeze();
+        let mut fork = resident.fork();
+        fork.signal(signal);
+        let exit = fork.wait_end();
+        assert_eq!((&exit["reason"], &exit["detail"]), (&json!("stopped"), &json!("stopped by a signal")));
+        resident.signal(signal);
+        resident.wait_end();
+        eventually("the resident is gone", || !resident.is_running());
+    }
+    assert!(vm.is_running());
+}
+
+#[test]
+fn two_hundred_forks_leave_neither_descriptor_nor_zombie_nor_memory() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    drop(resident.fork());
+    let files = resident.open_files();
+    let pages = |held: &Held| held.status("VmRSS").trim_end_matches(" kB").parse::<u64>().unwrap();
+    let before = pages(&resident);
+    for round in 0..200 {
+        let mut fork = resident.try_fork().unwrap();
+        if round % 2 == 0 {
+            fork.wait_stage("first_run");
+        }
+        if round % 5 == 0 {
+            fork.signal(libc::SIGKILL);
+        }
+        fork.end();
+    }
+    eventually("every fork has ended", || children_of(resident.pid).is_empty());
+    assert_eq!(zombies_of(resident.pid), 0);
+    assert_eq!(resident.open_files(), files);
+    assert!(pages(&resident) < before + 512, "{} kB after, {before} kB before", pages(&resident));
+    assert!(counter(&resident.fork()) > 0);
+}
+
+#[test]
+fn residents_that_ended_leave_no_zombie_and_their_parent_no_descriptor() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    vm.freeze().end();
+    let files = vm.open_files();
+    for _ in 0..20 {
+        vm.freeze().end();
+    }
+    eventually("every resident has ended", || children_of(vm.pid).is_empty());
+    eventually("and is forgotten", || zombies_of(vm.pid) == 0);
+    assert_eq!(vm.open_files(), files);
+}
+
+/// The inodes of a process' sockets and the like: two with one in common can talk in each other's name.
+fn channels(held: &Held) -> HashSet<String> {
+    held.open_files().into_iter().filter(|path| path.starts_with("socket:") || path.starts_with("pipe:")).collect()
+}
+
+#[test]
+fn no_process_holds_a_channel_of_another_or_its_vm() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let fork = resident.fork();
+    let own = [&vm, &resident, &fork].map(channels);
+    // The test's own stderr is everybody's.
+    let stderr = fs::read_link("/proc/self/fd/2").unwrap().to_string_lossy().into_owned();
+    for (one, other) in [(0, 1), (1, 2), (0, 2)] {
+        let shared: Vec<_> = own[one].intersection(&own[other]).filter(|path| **path != stderr).collect();
+        assert!(shared.is_empty(), "{one} and {other} share {shared:?}");
+    }
+    let files = resident.open_files();
+    assert!(!files.iter().any(|path| path.contains("kvm-v")), "a resident owns no VM: {files:?}");
+    let vms = |held: &Held| held.open_files().iter().filter(|path| path.contains("kvm-vm")).count();
+    assert_eq!((vms(&vm), vms(&fork)), (1, 1));
+    let maps = fs::read_to_string(format!("/proc/{}/maps", resident.pid)).unwrap();
+    assert!(!maps.contains("kvm-vcpu"), "nor keeps one alive by mapping its vCPUs");
+}
+
+/// What a guest can be told apart by is at the beginning of a fork's life what it was in the
+/// resident: nothing is read or written through a channel that both have.
+#[test]
+fn a_fork_has_its_own_streams_as_the_standard_ones() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let fork = resident.fork();
+    let stream = |held: &Held, number: u32| fs::read_link(format!("/proc/{}/fd/{number}", held.pid)).unwrap();
+    for number in [0, 1] {
+        let all: HashSet<_> = [&vm, &resident, &fork].iter().map(|held| stream(held, number)).collect();
+        assert_eq!(all.len(), 3, "stream {number}");
+    }
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused_and_everything_goes_on() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let null = File::open("/dev/null").unwrap();
+    let fds = |count: usize| vec![null.as_fd(); count];
+    let resident = vm.freeze();
+    let (freeze, fork, save) = (json!({ "freeze": {} }), json!({ "fork": { "uds": "/x" } }), json!({ "save": {} }));
+    for (held, order, count, word) in [
+        (&vm, &freeze, 0, "3 descriptors"),
+        (&vm, &freeze, 2, "3 descriptors"),
+        (&vm, &freeze, 4, "3 descriptors"),
+        (&vm, &freeze, 3, "SOCK_SEQPACKET"),
+        (&vm, &fork, 3, "give the order to the resident"),
+        (&vm, &save, 2, "give the order to the resident"),
+        (&resident, &freeze, 3, "order a fork"),
+        (&resident, &fork, 0, "3 descriptors"),
+        (&resident, &fork, 4, "3 descriptors"),
+        (&resident, &save, 0, "files"),
+        (&resident, &save, 1, "files"),
+        (&resident, &save, 3, "files"),
+        (&resident, &json!({ "melt": {} }), 0, "melt"),
+        (&resident, &json!([]), 0, "understanding the order"),
+        (&vm, &json!({ "freeze": { "now": true } }), 3, "now"),
+    ] {
+        let what = held.order(order, &fds(count)).expect_err(word);
+        assert!(what.contains(word), "{order} with {count}: {what}");
+    }
+    for held in [&vm, &resident] {
+        held.send(&vec![b' '; (128 << 10) + 1], &[]);
+        assert!(held.hear().unwrap()["failed"]["what"].as_str().unwrap().contains("131072 bytes"));
+        held.send(b"{\"save\":{}}", &fds(40));
+        assert!(held.hear().unwrap()["failed"]["what"].as_str().unwrap().contains("16 descriptors"));
+    }
+    assert_eq!(children_of(vm.pid), [resident.pid], "no process was left behind");
+    assert!(children_of(resident.pid).is_empty());
+    assert!(counter(&vm) > resident.save(0).word(COUNTER));
+    assert!(counter(&resident.fork()) > 0);
+}
+
+#[test]
+fn a_vm_that_cannot_have_a_twin_says_why_and_runs_on() {
+    kvm_or_skip!();
+    let dir = tempfile::TempDir::new().unwrap();
+    let base = dir.path().join("base");
+    fs::write(&base, vec![0; 1 << 16]).unwrap();
+    let overlay = json!({ "overlay_file": { "path": dir.path().join("overlay"), "cap_mib": 1 } });
+    for (config, word) in [
+        (json!({ "forkable": false }), "forkable"),
+        (json!({ "console": "on" }), "console"),
+        (json!({ "disks": [{ "path": base, "mode": overlay }] }), "disk 0: its overlay is a file"),
+    ] {
+        let mut vm = counting(config);
+        for _ in 0..3 {
+            let what = vm.try_freeze().err().expect(word);
+            assert!(what.contains(word), "{what}");
+        }
+        assert!(children_of(vm.pid).is_empty());
+        assert_eq!(vm.end()["reason"], "stopped");
+    }
+}
+
+#[test]
+fn a_full_disk_fails_the_save_and_nothing_else() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let file = || tempfile::tempfile().unwrap();
+    for (files, word) in [([full(), file()], "writing the state"), ([file(), full()], "writing memory")] {
+        let what = resident.order(&json!({ "save": {} }), &files.each_ref().map(AsFd::as_fd)).unwrap_err();
+        assert!(what.contains(word) && what.contains("No space left"), "{what}");
+    }
+    let path = resident.dir.path().join("read-only");
+    fs::write(&path, b"").unwrap();
+    let closed = File::open(&path).unwrap();
+    let what = resident.order(&json!({ "save": {} }), &[closed.as_fd(), file().as_fd()]).unwrap_err();
+    assert!(what.contains("writing the state"), "{what}");
+    assert!(resident.save(0).word(COUNTER) > 0);
+    assert!(counter(&resident.fork()) > 0);
+}
+
+/// Saves once, and starts from damaged copies.
+#[test]
+fn a_damaged_snapshot_is_refused_with_the_name_of_the_file() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let saved = resident.save(0);
+    let state = fs::read(&saved.state).unwrap();
+    let changed = |at: usize, to: u8| {
+        let mut bytes = state.clone();
+        bytes[at] = to;
+        bytes
+    };
+    let flipped = changed(state.len() / 2, !state[state.len() / 2]);
+    let version = changed(8, 77);
+    let cut = state[..state.len() - 1].to_vec();
+    let long = [&state[..], &[0]].concat();
+    let cases: [(&[u8], &str); 7] = [
+        (b"", "no state of a midge VM"),
+        (b"MIDGE-VM", "its content is wrong"),
+        (&cut, "cut short"),
+        (&state[..1000], "cut short"),
+        (&long, "bytes where its header says"),
+        (&flipped, "damaged"),
+        (&version, "version 77"),
+    ];
+    for (bytes, word) in cases {
+        fs::write(&saved.state, bytes).unwrap();
+        refused(&saved.config(&[]), &saved.state, word);
+    }
+    fs::write(&saved.state, &state).unwrap();
+    let memory = File::options().write(true).open(&saved.memory).unwrap();
+    memory.set_len((MEM_MIB << 20) - 4096).unwrap();
+    refused(&saved.config(&[]), &saved.memory, "cut short");
+    memory.set_len(MEM_MIB << 20).unwrap();
+    let mut other = saved.config(&[]);
+    other["mem_mib"] = json!(96);
+    refused(&other, Path::new("mem_mib"), "the snapshot was taken of a VM with 32");
+    let mut other = saved.config(&[]);
+    other["vsock"] = json!({ "guest_cid": 3 });
+    refused(&other, Path::new("vsock"), "with none");
+    let mut whole = Held::start(&saved.config(&[]));
+    whole.wait_stage("first_run");
+}
+
+/// Starting ends with exit code 2 and says `word` of `path`.
+fn refused(config: &Value, path: &Path, word: &str) {
+    let mut held = Held::start(config);
+    let exit = held.wait_end();
+    let detail = exit["detail"].as_str().unwrap();
+    assert!(detail.contains(word) && detail.contains(&*path.to_string_lossy()), "{detail}");
+    assert_eq!((held.exit_code(), &exit["reason"]), (Some(2), &json!("config")), "{detail}");
+}
+
+#[test]
+fn a_snapshot_that_lies_about_its_devices_is_refused() {
+    kvm_or_skip!();
+    let writing = Writing::new();
+    let vm = writing.boot();
+    let saved = vm.freeze().save(1);
+    let mut state = fs::read(&saved.state).unwrap();
+    // The registers of the disk: status 0xf, two selectors, VERSION_1.
+    let registers = [&[0xf, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0][..], &(1_u64 << 32).to_le_bytes()].concat();
+    let at = state.windows(registers.len()).position(|window| window == registers).expect("the disk's registers");
+    state[at] = 7;
+    let checksum = crc32fast::hash(&state[16..]);
+    state[12..16].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&saved.state, &state).unwrap();
+    refused(&writing.restore(&saved, false), Path::new("device 0"), "no driver could have set up");
+}
+
+#[test]
+fn a_resident_needs_a_control_socket() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let saved = resident.save(0);
+    let mut config = saved.config(&[]);
+    config["restore"]["resident"] = json!(true);
+    config["mem_mib"] = json!(MEM_MIB);
+    config["cpus"] = json!(1);
+    let path = resident.dir.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
+        .arg("--config")
+        .arg(&path)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("SOCK_SEQPACKET"), "{output:?}");
+}
+
+#[test]
+fn a_disk_is_frozen_with_its_memory_and_every_request_is_done_once() {
+    kvm_or_skip!();
+    let writing = Writing::new();
+    let vm = writing.boot();
+    let mut last = 0;
+    for round in 0..25 {
+        std::thread::sleep(Duration::from_micros(round * 37));
+        let now = written(&vm);
+        assert!(now > last || round == 0, "{now} after {last}: a request was lost");
+        last = now;
+    }
+}
+
+#[test]
+fn a_forks_disk_is_its_own_and_goes_on_in_its_forks_and_from_files() {
+    kvm_or_skip!();
+    let writing = Writing::new();
+    let vm = writing.boot();
+    wait();
+    let resident = vm.freeze();
+    let saved = resident.save(1);
+    let start = saved.word(COUNTER);
+    let mut line = vec![resident.fork()];
+    for _ in 0..3 {
+        wait();
+        let fork = line.last().unwrap().freeze().fork();
+        line.push(fork);
+    }
+    wait();
+    for fork in &line {
+        assert!(written(fork) > start, "a fork's disk stands still");
+    }
+    assert_eq!(word(&resident.save(1).layer, 0), word(&saved.layer, 0), "the resident's layer has not changed");
+    let layer = fs::read(&saved.layer).unwrap();
+    let mut again = Held::start(&writing.restore(&saved, false));
+    again.wait_stage("first_run");
+    let mut base = Held::start(&writing.restore(&saved, true));
+    base.wait_stage("resident");
+    let fork = base.fork();
+    wait();
+    assert!(written(&again) > start && written(&fork) > start);
+    assert!(layer == fs::read(&saved.layer).unwrap(), "a snapshot's layer is never written");
+}
+
+#[test]
+fn a_layer_that_is_missing_or_of_another_disk_is_refused() {
+    kvm_or_skip!();
+    let writing = Writing::new();
+    let vm = writing.boot();
+    let saved = vm.freeze().save(1);
+    let mut none = writing.restore(&saved, false);
+    none["restore"]["layers"] = json!([null]);
+    refused(&none, Path::new("restore.layers[0]"), "a file");
+    File::options().write(true).open(&saved.layer).unwrap().set_len(4096).unwrap();
+    refused(&writing.restore(&saved, false), Path::new("disk 0"), "not as long");
+}
+
+#[test]
+fn clients_of_a_fork_knock_at_its_own_door() {
+    kvm_or_skip!();
+    let vm = counting(json!({ "vsock": { "guest_cid": 3 } }));
+    let resident = vm.freeze();
+    let null = File::open("/dev/null").unwrap();
+    let what = resident.order(&json!({ "fork": { "uds": "/x" } }), &[null.as_fd(); 3]).unwrap_err();
+    assert!(what.contains("4 descriptors"), "{what}");
+    let long = json!({ "fork": { "uds": "x".repeat(200) } });
+    let what = resident.order(&long, &[null.as_fd(); 4]).unwrap_err();
+    assert!(what.contains("vsock.uds"), "{what}");
+    let forks = [resident.fork(), resident.fork()];
+    for fork in &forks {
+        // Without a driver nobody answers: the client waits, and is not refused.
+        let client = UnixStream::connect(fork.dir.path().join("v.sock")).unwrap();
+        client.set_nonblocking(true).unwrap();
+        wait();
+        let error = std::io::Read::read(&mut &client, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    let saved = resident.save(0);
+    let mut again = saved.config(&[]);
+    again["vsock"] = json!({ "guest_cid": 3 });
+    let mut again = Held::start(&again);
+    again.wait_stage("first_run");
+    assert!(UnixStream::connect(again.dir.path().join("v.sock")).is_ok());
+}
+
+/// A freeze makes a resident or fails, whatever the guest is about to do; then its end is told.
+#[test]
+fn a_guest_that_ends_while_it_is_frozen_ends_all_the_same() {
+    kvm_or_skip!();
+    let mut frozen = 0;
+    for round in 0_u32..15 {
+        let mut vm = Held::boot(&Code::new().count_to(1 + 2000 * round).reset(), json!({}));
+        let resident = vm.freeze_if_it_lives();
+        let exit = vm.wait_end();
+        assert_eq!(exit["reason"], "reset", "{round}: {exit}");
+        if let Some(mut resident) = resident {
+            frozen += 1;
+            assert_eq!(resident.fork().wait_end()["reason"], "reset", "{round}");
+            assert_eq!(resident.end()["reason"], "stopped", "{round}");
+        }
+    }
+    assert!(frozen > 0, "no guest lived long enough");
+}
+
+/// Many at a time, as a pool would have them.
+#[test]
+fn many_forks_run_at_the_same_time_and_are_not_one_another() {
+    kvm_or_skip!();
+    let vm = counting(json!({}));
+    let resident = vm.freeze();
+    let start = resident.save(0).word(COUNTER);
+    let mut forks: Vec<_> = (0..30).map(|_| resident.try_fork().unwrap()).collect();
+    let pids: HashSet<_> = forks.iter().map(|fork| fork.pid).collect();
+    assert_eq!(pids.len(), 30);
+    for fork in &mut forks {
+        fork.wait_stage("first_run");
+    }
+    wait();
+    for fork in forks.iter().step_by(10) {
+        assert!(counter(fork) > start);
+    }
+    let ends: Vec<_> = forks.iter_mut().map(Held::end).collect();
+    assert!(ends.iter().all(|exit| exit["reason"] == "stopped"), "{ends:?}");
+}
