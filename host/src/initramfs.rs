@@ -3,8 +3,9 @@
 //!
 //! A sandbox's holds `/init`, which is the agent, and the directories it mounts on; an emulated host's holds
 //! `midge` and `midge-vmm`. Archives are cached by the hash of what is in them. Uncompressed, because unpacking costs more
-//! than copying; stripped, because nobody debugs there.
+//! than copying; stripped, because nobody debugs there. [`pack`] makes others, of any files.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -86,6 +87,27 @@ pub fn ensure_programs(cache: &Cache, programs: &[(&str, &Path)]) -> Result<Path
     fs::write(&unfinished, archive.finish()).map_err(InitramfsError::io("writing", &unfinished))?;
     stage.publish_file("archive", &into)?;
     Ok(into)
+}
+
+/// Writes an archive of any files to `into`, each under its name (an absolute path in the guest) and executable.
+///
+/// # Errors
+/// [`InitramfsError::Io`] for a file that cannot be read, or an archive that cannot be written.
+pub fn pack(files: &[(PathBuf, PathBuf)], into: &Path) -> Result<(), InitramfsError> {
+    let mut archive = Archive::default();
+    let mut made: BTreeSet<&Path> = DIRECTORIES.iter().map(Path::new).collect();
+    DIRECTORIES.iter().for_each(|name| archive.directory(name));
+    archive.console();
+    for (name, path) in files {
+        let name = name.strip_prefix("/").unwrap_or(name);
+        let above: Vec<&Path> = name.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()).collect();
+        for dir in above.into_iter().rev().filter(|dir| made.insert(dir)) {
+            archive.directory(&dir.to_string_lossy());
+        }
+        let content = fs::read(path).map_err(InitramfsError::io("reading", path))?;
+        archive.program(&name.to_string_lossy(), &content);
+    }
+    fs::write(into, archive.finish()).map_err(InitramfsError::io("writing", into))
 }
 
 /// A program that would not start in a bare initramfs is better refused here than found out there.
@@ -237,6 +259,26 @@ mod tests {
         assert_eq!(&bytes[124..130], b"070701");
         assert!(bytes[124..].windows(10).any(|window| window == b"TRAILER!!!"));
         assert_eq!(bytes.len() % 4096, 0);
+    }
+
+    #[test]
+    fn files_are_packed_below_directories_that_are_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, into) = (dir.path().join("one"), dir.path().join("archive"));
+        fs::write(&one, "content").unwrap();
+        let files = ["/init", "/lib/deep/a", "/lib/deep/b", "/tmp/c"].map(|name| (PathBuf::from(name), one.clone()));
+        pack(&files, &into).unwrap();
+        let bytes = fs::read(&into).unwrap();
+        let count = |name: &[u8]| bytes.windows(name.len()).filter(|window| *window == name).count();
+        assert_eq!((count(b"lib\0"), count(b"lib/deep\0"), count(b"tmp\0")), (1, 1, 1));
+        assert_eq!((count(b"lib/deep/b\0"), count(b"content")), (1, 4));
+        let out = dir.path().join("out");
+        fs::create_dir(&out).unwrap();
+        if unpack(&into, &out) {
+            assert_eq!(fs::read(out.join("lib/deep/a")).unwrap(), b"content");
+        }
+        let text = pack(&[("/x".into(), dir.path().join("none"))], &into).unwrap_err().to_string();
+        assert!(text.starts_with("reading ") && text.ends_with("none"), "{text}");
     }
 
     #[test]

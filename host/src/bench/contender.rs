@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who takes part in a bench, and how `--vs` names them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A monitor that can boot the payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Contender {
     /// Ours.
     Midge {
@@ -39,6 +42,24 @@ impl Contender {
             Self::Midge { .. } => "midge",
             Self::QemuMicrovm { .. } => "qemu-microvm",
             Self::Firecracker { .. } => "firecracker",
+        }
+    }
+
+    /// Its program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        match self {
+            Self::Midge { program } | Self::QemuMicrovm { program } | Self::Firecracker { program } => program,
+        }
+    }
+
+    /// The same monitor at another path.
+    #[must_use]
+    pub fn at(&self, program: PathBuf) -> Self {
+        match self {
+            Self::Midge { .. } => Self::Midge { program },
+            Self::QemuMicrovm { .. } => Self::QemuMicrovm { program },
+            Self::Firecracker { .. } => Self::Firecracker { program },
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Greeted {
     /// What the agent told of its own start: names, and guest time in microseconds.
     pub(super) stages: Vec<(String, u64)>,
     /// Holding it keeps the agent content.
-    pub(super) stream: UnixStream,
+    pub(super) _stream: UnixStream,
 }
 
 /// Microseconds since `start`.
@@ -72,7 +72,7 @@ impl Greeter {
             Some(ToHost::Pong(7)) => {
                 let reply_us = since_us(start);
                 let stages = hello.stages.into_iter().map(|stage| (stage.name, stage.at_us)).collect();
-                Ok(Some(Greeted { hello_us, reply_us, stages, stream }))
+                Ok(Some(Greeted { hello_us, reply_us, stages, _stream: stream }))
             }
             Some(other) => Err(format!("{other:?} in place of a pong")),
         }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::greeting::{Greeter, since_us};
-use super::{BenchError, BootOptions, Contender, Run};
+use super::greeting::{Greeted, Greeter, since_us};
+use super::{BenchError, BootOptions, Contender, Run, exits};
 use crate::monitor::config::Console;
 use crate::monitor::{VmmConfig, Vsock};
 
@@ -81,14 +81,26 @@ fn midge(program: &Path, dir: &Path, options: &BootOptions) -> Result<Run, Bench
     let greeted = greeter.greet(start, || start.elapsed() > options.limit || ended(&mut process));
     let greeted = greeted.map_err(|text| BenchError::Guest { contender: NAME, text })?;
     let Some(greeted) = greeted else { return Err(late(NAME, options, &mut process)) };
-    let own_memory_kib = own_memory_kib(process.0.id(), options);
-    drop((lifeline, greeted.stream));
-    let mut stages = process.0.stdout.take().map(stages_told).unwrap_or_default();
-    stages.push(("agent_hello".to_owned(), greeted.hello_us));
-    stages.push(("first_reply".to_owned(), greeted.reply_us));
-    let guest = |(name, us): (String, u64)| (format!("guest clock: {name}"), us);
-    tracing::debug!(stages = ?greeted.stages.into_iter().map(guest).collect::<Vec<_>>(), "the agent's own stages");
-    Ok(Run { first_output_us: greeted.hello_us, first_reply_us: Some(greeted.reply_us), stages, own_memory_kib })
+    let mut run = Run::of(greeted, process.0.id(), options);
+    drop(lifeline);
+    run.stages = process.0.stdout.take().map(stages_told).unwrap_or_default();
+    run.stages.push(("agent_hello".to_owned(), run.first_output_us));
+    run.stages.extend(run.first_reply_us.map(|us| ("first_reply".to_owned(), us)));
+    Ok(run)
+}
+
+impl Run {
+    /// What is known once an agent has answered, with its monitor still there. Ends the conversation.
+    fn of(greeted: Greeted, pid: u32, options: &BootOptions) -> Self {
+        Self {
+            first_output_us: greeted.hello_us,
+            first_reply_us: Some(greeted.reply_us),
+            exits: exits::of(pid),
+            own_memory_kib: own_memory_kib(pid, options),
+            guest_stages: greeted.stages,
+            stages: Vec::new(),
+        }
+    }
 }
 
 /// The stages among the monitor's events, up to the end of its output.
@@ -119,12 +131,7 @@ fn firecracker(program: &Path, dir: &Path, options: &BootOptions) -> Result<Run,
     let greeted = greeter.greet(start, || start.elapsed() > options.limit || ended(&mut process));
     let greeted = greeted.map_err(|text| BenchError::Guest { contender: NAME, text })?;
     let Some(greeted) = greeted else { return Err(late(NAME, options, &mut process)) };
-    Ok(Run {
-        first_output_us: greeted.hello_us,
-        first_reply_us: Some(greeted.reply_us),
-        stages: Vec::new(),
-        own_memory_kib: own_memory_kib(process.0.id(), options),
-    })
+    Ok(Run::of(greeted, process.0.id(), options))
 }
 
 /// QEMU has no vsock without the host's help, so what counts is the first byte on its serial port. The kernel
@@ -159,9 +166,7 @@ fn qemu(program: &Path, options: &BootOptions) -> Result<Run, BenchError> {
         });
     }
     match receiver.recv_timeout(options.limit) {
-        Ok(Ok(first_output_us)) => {
-            Ok(Run { first_output_us, first_reply_us: None, stages: Vec::new(), own_memory_kib: None })
-        }
+        Ok(Ok(first_output_us)) => Ok(Run { first_output_us, exits: exits::of(process.0.id()), ..Run::default() }),
         _ => Err(late(NAME, options, &mut process)),
     }
 }

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `midge bench boot`: how long from the start of a monitor to the guest's first answer, beside other
-//! monitors on the same machine with the same kernel and initramfs, in alternating runs.
+//! monitors on the same machine with the same kernel and initramfs, in alternating runs. [`boot`] measures on this
+//! machine by its clock; [`boot_counted`] in an emulated host whose clock counts instructions ([`inside`] is its far end).
 //!
 //! Beside the sandbox, not above it: a bench starts monitor processes itself and talks to the agent with
 //! nothing in between, so that it times the monitor and the guest and not this crate.
 
+mod budget;
 mod contender;
+mod counted;
+mod exits;
 mod greeting;
+pub mod inside;
 mod launch;
 mod plot;
 mod report;
@@ -15,8 +20,13 @@ mod stats;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use crate::machine::Machine;
+pub use budget::{Budget, BudgetError};
 pub use contender::{Contender, ParseError};
+pub use counted::{CountedError, boot_counted};
+pub use exits::Exits;
 pub use plot::svg;
 pub use report::{BootReport, Series};
 pub use stats::{Percentiles, Spread};
@@ -24,8 +34,29 @@ pub use stats::{Percentiles, Spread};
 /// Most runs of one bench.
 pub const RUNS_MAX_COUNT: u32 = 100_000;
 
+/// What moves a bench's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// Time.
+    Real,
+    /// Instructions of the emulated host's processor: 1,000 of them are what is called a microsecond.
+    Instructions,
+}
+
+impl Clock {
+    /// What a thousand of its microseconds are: milliseconds, or millions of instructions.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Real => "ms",
+            Self::Instructions => "Mi",
+        }
+    }
+}
+
 /// What to measure.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootOptions {
     /// Runs of each contender; one more of each is made first and not counted.
     pub runs: u32,
@@ -93,7 +124,7 @@ pub enum BenchError {
 }
 
 /// One boot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// From just before the monitor's process was made to the first byte that its guest's first program sent.
     pub first_output_us: u64,
@@ -101,22 +132,35 @@ pub struct Run {
     pub first_reply_us: Option<u64>,
     /// The stages the monitor told of, from its own start.
     pub stages: Vec<(String, u64)>,
+    /// The stages the agent told of, by the guest's own clock, which starts with the VM.
+    pub guest_stages: Vec<(String, u64)>,
     /// Private memory of the monitor's process that is not the guest's, in KiB, at the first reply.
     pub own_memory_kib: Option<u64>,
+    /// Exits of the VM up to its last event, where the host's KVM shows them.
+    pub exits: Exits,
 }
 
-/// Runs the bench; `progress` is told (runs done, runs in all).
+/// Runs the bench on this machine; `progress` is told (runs done, runs in all).
 ///
 /// # Errors
 /// The first run that fails ends the bench.
 pub fn boot(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<BootReport, BenchError> {
-    if options.runs == 0 || options.runs > RUNS_MAX_COUNT {
-        return Err(BenchError::Runs { runs: options.runs });
-    }
-    let mut contenders = vec![Contender::Midge { program: options.vmm.clone() }];
-    contenders.extend(options.against.iter().cloned());
-    let mut series: Vec<Series> = contenders.iter().map(|contender| Series::new(contender.name())).collect();
-    let all = u32::try_from(contenders.len()).unwrap_or(u32::MAX).saturating_mul(options.runs + 1);
+    let runs = all_runs(options, progress)?;
+    Ok(BootReport::new(options, Clock::Real, Machine::read(), runs))
+}
+
+/// Who takes part; we come first.
+fn contenders(options: &BootOptions) -> Vec<Contender> {
+    let ours = Contender::Midge { program: options.vmm.clone() };
+    std::iter::once(ours).chain(options.against.iter().cloned()).collect()
+}
+
+/// The counted runs of each contender, in the order of [`contenders`].
+fn all_runs(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<Vec<Vec<Run>>, BenchError> {
+    options.check()?;
+    let contenders = contenders(options);
+    let mut runs = vec![Vec::new(); contenders.len()];
+    let all = options.boots();
     let mut done = 0;
     // Round 0 warms the page cache and shows early what does not run at all.
     for round in 0..=options.runs {
@@ -125,17 +169,25 @@ pub fn boot(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result
             let index = (turn + round as usize) % contenders.len();
             let run = launch::once(&contenders[index], options)?;
             if round > 0 {
-                series[index].runs.push(run);
+                runs[index].push(run);
             }
             done += 1;
             progress(done, all);
         }
     }
-    Ok(BootReport {
-        machine: Machine::read(),
-        runs: options.runs,
-        mem_mib: options.mem_mib,
-        kernel: options.kernel.clone(),
-        series,
-    })
+    Ok(runs)
+}
+
+impl BootOptions {
+    /// How many boots the bench makes, those that only warm up among them.
+    #[must_use]
+    pub fn boots(&self) -> u32 {
+        let contenders = u32::try_from(self.against.len()).unwrap_or(u32::MAX).saturating_add(1);
+        contenders.saturating_mul(self.runs.saturating_add(1))
+    }
+
+    fn check(&self) -> Result<(), BenchError> {
+        let sensible = (1..=RUNS_MAX_COUNT).contains(&self.runs);
+        if sensible { Ok(()) } else { Err(BenchError::Runs { runs: self.runs }) }
+    }
 }

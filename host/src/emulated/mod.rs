@@ -10,6 +10,7 @@
 
 mod clock;
 mod conversation;
+pub mod counted;
 mod extents;
 pub mod outpost;
 mod qemu;
@@ -79,6 +80,14 @@ pub enum EmulatedError {
     Ended {
         /// How QEMU ended.
         status: String,
+        /// The console's last lines.
+        tail: String,
+    },
+    /// It stopped talking.
+    #[error("the emulated host has said nothing for {limit_s} s; the end of its console:\n{tail}")]
+    Silent {
+        /// How long was waited.
+        limit_s: u64,
         /// The console's last lines.
         tail: String,
     },

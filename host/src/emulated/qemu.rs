@@ -27,7 +27,20 @@ pub(super) fn program() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|path| path.is_file())
 }
 
-/// The command line of an emulated host that forwards `port` of this machine's loopback to the outpost.
+/// What makes an emulated machine.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    pub(super) mem_mib: u64,
+    pub(super) cpus: u32,
+    /// Frequency of its time-stamp counter.
+    pub(super) tsc_khz: u64,
+    /// More for its kernel's command line.
+    pub(super) words: OsString,
+}
+
+/// The command line of such a machine, with a console on standard output and no other device.
 ///
 /// - `microvm` without ACPI: no firmware tables, no PCI, nothing to enumerate; virtio windows are on the command line.
 /// - `max,-la57`: everything that TCG can emulate, SVM with nested paging among it; 5-level paging only makes walks longer.
@@ -39,28 +52,38 @@ pub(super) fn program() -> Option<PathBuf> {
 /// - `nolapic_timer`: calibrating that timer takes 0.2 s and mostly fails, and then the PIT ticks all the same. (Several
 ///   processors need it: one timer would have to wake all of them.)
 /// - `reboot=t` with `-no-reboot`: a restart ends QEMU.
-pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, tsc_khz: u64) -> Vec<OsString> {
-    let threads = if opts.cpus > 1 { "multi" } else { "single" };
+pub(super) fn machine(machine: Machine<'_>) -> Vec<OsString> {
+    let threads = if machine.cpus > 1 { "multi" } else { "single" };
     let mut words: Vec<OsString> = Vec::new();
     let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
     add("-machine", "microvm,acpi=off,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on".into());
     add("-accel", format!("tcg,thread={threads},tb-size=32").into());
     add("-cpu", "max,-la57".into());
-    add("-smp", opts.cpus.to_string().into());
-    add("-m", opts.mem_mib.to_string().into());
-    add("-kernel", opts.kernel.clone().into());
-    add("-initrd", opts.initramfs.clone().into());
-    let timer = if opts.cpus > 1 { "no_timer_check" } else { "no_timer_check nolapic_timer" };
-    let clock = format!("tsc=reliable tsc_early_khz={tsc_khz} {timer}");
-    let mut append = OsString::from(format!("console=ttyS0 loglevel=5 panic=-1 reboot=t {clock} {TOKEN_WORD}"));
-    append.push(token_file);
+    add("-smp", machine.cpus.to_string().into());
+    add("-m", machine.mem_mib.to_string().into());
+    add("-kernel", machine.kernel.into());
+    add("-initrd", machine.initramfs.into());
+    let timer = if machine.cpus > 1 { "no_timer_check" } else { "no_timer_check nolapic_timer" };
+    let clock = format!("tsc=reliable tsc_early_khz={} {timer}", machine.tsc_khz);
+    let mut append = OsString::from(format!("console=ttyS0 loglevel=5 panic=-1 reboot=t {clock}"));
+    append.push(machine.words);
     add("-append", append);
     add("-serial", "stdio".into());
+    words.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(OsString::from));
+    words
+}
+
+/// The command line of an emulated host that forwards `port` of this machine's loopback to the outpost.
+pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, tsc_khz: u64) -> Vec<OsString> {
+    let mut token = OsString::from(format!(" {TOKEN_WORD}"));
+    token.push(token_file);
+    let EmulatedOptions { kernel, initramfs, mem_mib, cpus, .. } = opts;
+    let mut words = machine(Machine { kernel, initramfs, mem_mib: *mem_mib, cpus: *cpus, tsc_khz, words: token });
+    let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
     add("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap".into());
     add("-device", "virtio-9p-device,fsdev=root,mount_tag=host".into());
     add("-netdev", format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{PORT}").into());
     add("-device", "virtio-net-device,netdev=net".into());
-    words.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(OsString::from));
     words
 }
 

@@ -8,7 +8,7 @@
 mod guests;
 mod monitors;
 mod serve;
-mod system;
+pub(crate) mod system;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -49,7 +49,8 @@ pub fn main() -> ! {
 }
 
 fn run() -> io::Result<()> {
-    system::mount_all()?;
+    system::mount_own()?;
+    system::mount_share()?;
     system::network_up("lo", Ipv4Addr::LOCALHOST)?;
     // What QEMU's user network expects its first guest to be.
     system::network_up("eth0", Ipv4Addr::new(10, 0, 2, 15))?;

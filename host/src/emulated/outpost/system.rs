@@ -16,19 +16,22 @@ use super::super::wire::HOST_MOUNT;
 /// Source, target, type, options.
 type Mount = (&'static str, &'static str, &'static str, &'static std::ffi::CStr);
 
-/// What is mounted, in this order. 9p in large messages, and cached: nobody changes kernels and images under a running
-/// sandbox, and what changes has another name.
+/// What every emulated host mounts, in this order.
 const MOUNTS: [Mount; 9] = [
     ("proc", "/proc", "proc", c""),
     ("sysfs", "/sys", "sysfs", c""),
+    ("debugfs", "/sys/kernel/debug", "debugfs", c""),
     ("devtmpfs", "/dev", "devtmpfs", c""),
     ("devpts", "/dev/pts", "devpts", c"mode=620"),
     ("tmpfs", "/dev/shm", "tmpfs", c"mode=1777"),
     ("tmpfs", "/run", "tmpfs", c"mode=755"),
     ("tmpfs", "/tmp", "tmpfs", c"mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", c"nsdelegate,favordynmods"),
-    ("host", HOST_MOUNT, "9p", c"trans=virtio,version=9p2000.L,cache=loose,msize=524288,access=any"),
 ];
+
+/// The real host's files. In large messages, and cached: nobody changes kernels and images under a running sandbox, and
+/// what changes has another name.
+const SHARE: Mount = ("host", HOST_MOUNT, "9p", c"trans=virtio,version=9p2000.L,cache=loose,msize=524288,access=any");
 
 /// Settings of a good KVM host: huge pages for whoever asks for them, in files too.
 const SETTINGS: [(&str, &str); 2] = [
@@ -36,19 +39,27 @@ const SETTINGS: [(&str, &str); 2] = [
     ("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise"),
 ];
 
-/// Mounts everything and applies the settings.
-pub(super) fn mount_all() -> io::Result<()> {
-    for (source, target, kind, options) in MOUNTS {
-        std::fs::create_dir_all(target)?;
-        let flags = if kind == "9p" { MountFlags::RDONLY } else { MountFlags::empty() };
-        mount(source, target, kind, flags, options)
-            .map_err(|errno| io::Error::other(format!("mounting {kind} on {target}: {errno}")))?;
+/// Mounts what needs nobody outside, and applies the settings.
+pub(crate) fn mount_own() -> io::Result<()> {
+    for mount in MOUNTS {
+        mount_one(mount, MountFlags::empty())?;
     }
     for (path, value) in SETTINGS {
         // A kernel without the setting has nothing to gain from it.
         let _ = std::fs::write(path, value);
     }
     Ok(())
+}
+
+/// Mounts the real host's file tree.
+pub(super) fn mount_share() -> io::Result<()> {
+    mount_one(SHARE, MountFlags::RDONLY)
+}
+
+fn mount_one((source, target, kind, options): Mount, flags: MountFlags) -> io::Result<()> {
+    std::fs::create_dir_all(target)?;
+    mount(source, target, kind, flags, options)
+        .map_err(|errno| io::Error::other(format!("mounting {kind} on {target}: {errno}")))
 }
 
 /// Gives an interface its address, and switches it on. The netmask is that of the address's class.
@@ -90,14 +101,14 @@ fn interface_ioctl(socket: &OwnedFd, number: libc::Ioctl, request: &mut libc::if
 }
 
 /// A line for whoever reads the console. There is nobody else to tell, so that a failure is not told.
-pub(super) fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
         let _ = console.write_all(format!("{line}\n").as_bytes());
     }
 }
 
 /// Ends the machine: QEMU is told not to restart, and ends.
-pub(super) fn power_off() -> ! {
+pub(crate) fn power_off() -> ! {
     loop {
         let _ = reboot(RebootCommand::Restart);
         std::thread::sleep(std::time::Duration::from_secs(1));
@@ -133,9 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn the_real_hosts_files_come_last_and_cached() {
-        let last = MOUNTS.last().unwrap();
-        assert_eq!((last.1, last.2), (HOST_MOUNT, "9p"));
-        assert!(last.3.to_str().unwrap().contains("cache=loose"));
+    fn the_real_hosts_files_are_apart_and_cached() {
+        assert_eq!((SHARE.1, SHARE.2), (HOST_MOUNT, "9p"));
+        assert!(SHARE.3.to_str().unwrap().contains("cache=loose"));
+        assert!(MOUNTS.iter().all(|mount| mount.2 != "9p"));
     }
 }

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a boot may cost, as a file in the tree that a bench is held against. Only counts are: instructions of an emulated
+//! host and exits, which come out the same on every machine. Times never are.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BootReport, Clock, Exits};
+
+/// How much more than its budget a figure may be, in percent, where a new file does not say otherwise: compilers and
+/// kernels of one distribution differ by less.
+const TOLERANCE_PERCENT: u64 = 8;
+/// Figures below this are not told apart by a share: rounding alone moves them.
+const SMALL_COUNT: u64 = 50;
+
+/// The budget of a boot to the first reply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// How much more is accepted, in percent.
+    pub tolerance_percent: u64,
+    /// Guest memory, in MiB, that it holds for.
+    pub mem_mib: u64,
+    /// From the start to each stage, in thousands of instructions.
+    pub kilo_instructions: BTreeMap<String, u64>,
+    /// Exits up to the first reply, by KVM's counters.
+    pub exits: Exits,
+}
+
+/// Why a bench does not hold its budget, or cannot be compared with it.
+#[derive(Debug, thiserror::Error)]
+pub enum BudgetError {
+    /// The file cannot be read or written.
+    #[error("{doing} the budget {path}")]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// The bench measured something else.
+    #[error("comparing with the budget: {0}")]
+    Other(String),
+    /// Figures are over it.
+    #[error(
+        "over the budget {path}:\n{over}\nFind what it is spent on with `midge bench boot --emulated` before and after. If it is worth it, write the new figures with --write-budget {path} and say why in the commit"
+    )]
+    Over {
+        /// The file.
+        path: PathBuf,
+        /// One line for each figure.
+        over: Lines,
+    },
+}
+
+/// Figures beside their budget, one a line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lines(Vec<String>);
+
+impl fmt::Display for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl Budget {
+    /// The medians of a report's first series as a budget.
+    ///
+    /// # Errors
+    /// [`BudgetError::Other`] for a report that is by time.
+    pub fn of(report: &BootReport) -> Result<Self, BudgetError> {
+        let other = |text: &str| BudgetError::Other(text.to_owned());
+        if report.clock != Clock::Instructions {
+            return Err(other("the bench measured time, which differs from machine to machine; add --emulated"));
+        }
+        let ours = report.series.first().ok_or_else(|| other("the bench has no figures"))?;
+        Ok(Self {
+            tolerance_percent: TOLERANCE_PERCENT,
+            mem_mib: report.mem_mib,
+            kilo_instructions: ours.stages().into_iter().collect(),
+            exits: ours.exits(),
+        })
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`BudgetError::Io`], also for a file that is no budget.
+    pub fn read(path: &Path) -> Result<Self, BudgetError> {
+        let failed = |source| BudgetError::Io { doing: "reading", path: path.to_owned(), source };
+        let text = std::fs::read(path).map_err(failed)?;
+        serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    }
+
+    /// Writes the file; one that is there keeps its tolerance.
+    ///
+    /// # Errors
+    /// [`BudgetError::Io`].
+    pub fn write(&self, path: &Path) -> Result<(), BudgetError> {
+        let failed = |source| BudgetError::Io { doing: "writing", path: path.to_owned(), source };
+        let tolerance_percent = Self::read(path).map_or(self.tolerance_percent, |before| before.tolerance_percent);
+        let text = serde_json::to_string_pretty(&Self { tolerance_percent, ..self.clone() });
+        std::fs::write(path, text.map_err(|error| failed(error.into()))? + "\n").map_err(failed)
+    }
+
+    /// Holds a report against the budget in the file; gives a note for whoever reads the result.
+    ///
+    /// # Errors
+    /// [`BudgetError::Over`] with every figure that is; [`BudgetError::Io`], [`BudgetError::Other`].
+    pub fn hold(path: &Path, report: &BootReport) -> Result<String, BudgetError> {
+        let (budget, spent) = (Self::read(path)?, Self::of(report)?);
+        if budget.mem_mib != spent.mem_mib {
+            let text = format!("it is for guests of {} MiB, the bench had {}", budget.mem_mib, spent.mem_mib);
+            return Err(BudgetError::Other(text));
+        }
+        let over = budget.exceeded_by(&spent);
+        if !over.0.is_empty() {
+            return Err(BudgetError::Over { path: path.to_owned(), over });
+        }
+        let total = |budget: &Self| budget.kilo_instructions.values().max().copied().unwrap_or(0);
+        let (allowed, used) = (total(&budget), total(&spent));
+        let thrift = used.saturating_mul(100 + budget.tolerance_percent) < allowed.saturating_mul(100);
+        let advice = if thrift {
+            "; that is less than it was by more than the tolerance: lower it with --write-budget"
+        } else {
+            ""
+        };
+        Ok(format!("within the budget {}: {used} of {allowed} thousand instructions{advice}", path.display()))
+    }
+
+    /// The figures of `spent` that are above ours by more than the tolerance, or that we do not have.
+    fn exceeded_by(&self, spent: &Self) -> Lines {
+        let mut lines = Vec::new();
+        let groups = [
+            (&self.kilo_instructions, &spent.kilo_instructions, "thousand instructions to"),
+            (&self.exits, &spent.exits, "exits:"),
+        ];
+        for (allowed, used, what) in groups {
+            for (name, used) in used {
+                let Some(allowed) = allowed.get(name) else {
+                    lines.push(format!("  {used:>8} {what} {name}, which it does not know"));
+                    continue;
+                };
+                let most = (allowed * (100 + self.tolerance_percent) / 100).max(allowed + SMALL_COUNT);
+                if *used > most {
+                    lines.push(format!(
+                        "  {used:>8} {what} {name}, at most {most} ({allowed} + {} %)",
+                        self.tolerance_percent
+                    ));
+                }
+            }
+            for (name, _) in allowed.iter().filter(|(name, _)| !used.contains_key(*name)) {
+                lines.push(format!("         - {what} {name}: not measured"));
+            }
+        }
+        Lines(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::tests::report;
+    use super::*;
+
+    fn counted() -> BootReport {
+        BootReport { clock: Clock::Instructions, ..report() }
+    }
+
+    fn held(change: impl FnOnce(&mut Budget)) -> Result<String, BudgetError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("budget.json");
+        let mut budget = Budget::of(&counted()).unwrap();
+        change(&mut budget);
+        budget.write(&path).unwrap();
+        Budget::hold(&path, &counted())
+    }
+
+    #[test]
+    fn what_was_measured_is_within_itself() {
+        assert!(held(|_| ()).unwrap().contains("22000 of 22000"));
+    }
+
+    #[test]
+    fn figures_are_held_to_the_tolerance_and_no_further() {
+        let at = |late| held(|budget| budget.kilo_instructions.extend([("late".into(), late)]));
+        assert!(at(20_371).is_ok(), "22,000 is 8 % more");
+        let text = at(20_370).unwrap_err().to_string();
+        assert!(text.contains("22000 thousand instructions to late, at most 21999"), "{text}");
+        assert!(text.contains("--write-budget") && !text.contains("early"), "{text}");
+    }
+
+    #[test]
+    fn small_figures_may_differ_by_a_few() {
+        let exits = |count| held(|budget| budget.exits.extend([("exits".into(), count)]));
+        assert!(exits(2_050).is_ok() && exits(1_900).is_err());
+        assert!(held(|budget| budget.kilo_instructions.extend([("early".into(), 0)])).is_ok());
+    }
+
+    #[test]
+    fn figures_that_only_one_side_has_are_told() {
+        let text = held(|budget| budget.exits.clear()).unwrap_err().to_string();
+        assert!(text.contains("exits, which it does not know"), "{text}");
+        let text = held(|budget| budget.kilo_instructions.extend([("gone".into(), 1)])).unwrap_err().to_string();
+        assert!(text.contains("gone: not measured"), "{text}");
+    }
+
+    #[test]
+    fn thrift_is_noted() {
+        let note = held(|budget| budget.kilo_instructions.extend([("late".into(), 30_000)])).unwrap();
+        assert!(note.contains("lower it"), "{note}");
+    }
+
+    #[test]
+    fn times_and_other_guests_are_not_compared() {
+        assert!(Budget::of(&report()).unwrap_err().to_string().contains("--emulated"));
+        assert!(held(|budget| budget.mem_mib = 64).unwrap_err().to_string().contains("64 MiB"));
+    }
+
+    #[test]
+    fn file_that_is_there_keeps_its_tolerance() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("budget.json");
+        assert!(Budget::read(&path).unwrap_err().to_string().contains("budget.json"));
+        let budget = Budget::of(&counted()).unwrap();
+        Budget { tolerance_percent: 3, ..budget.clone() }.write(&path).unwrap();
+        budget.write(&path).unwrap();
+        assert_eq!(Budget::read(&path).unwrap(), Budget { tolerance_percent: 3, ..budget });
+    }
+}
