@@ -95,6 +95,73 @@ mod tests {
         }
     }
 
+    /// What the kernel would answer: a program of loads, `and`, comparisons, jumps and returns.
+    fn answer(program: &[sock_filter], data: &[u8; 64]) -> u32 {
+        let (mut pc, mut a) = (0, 0_u32);
+        loop {
+            let i = &program[pc];
+            pc += 1;
+            let at = i.k as usize;
+            let jump = |taken: bool| usize::from(if taken { i.jt } else { i.jf });
+            match i.code {
+                0x20 => a = u32::from_le_bytes(data[at..at + 4].try_into().unwrap()),
+                0x54 => a &= i.k,
+                0x05 => pc += at,
+                0x15 => pc += jump(a == i.k),
+                0x25 => pc += jump(a > i.k),
+                0x35 => pc += jump(a >= i.k),
+                0x06 => return i.k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    fn data(nr: u32, args: [u64; 6]) -> [u8; 64] {
+        const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+        let mut data = [0; 64];
+        data[..4].copy_from_slice(&nr.to_le_bytes());
+        data[4..8].copy_from_slice(&AUDIT_ARCH_X86_64.to_le_bytes());
+        for (to, arg) in data[16..].chunks_exact_mut(8).zip(args) {
+            to.copy_from_slice(&arg.to_le_bytes());
+        }
+        data
+    }
+
+    /// The compiler's own program, before build.rs put an index in front, answers the same.
+    #[test]
+    fn index_changes_no_answer() {
+        let policies = [
+            (include_str!("../../seccomp/main.json"), &include_bytes!(concat!(env!("OUT_DIR"), "/main.plain"))[..]),
+            (include_str!("../../seccomp/vcpu.json"), include_bytes!(concat!(env!("OUT_DIR"), "/vcpu.plain"))),
+            (include_str!("../../seccomp/block.json"), include_bytes!(concat!(env!("OUT_DIR"), "/block.plain"))),
+        ];
+        for (kind, (text, plain)) in Thread::ALL.into_iter().zip(policies) {
+            let (plain, indexed) = (program(plain), program(kind.policy()));
+            let policy: serde_json::Value = serde_json::from_str(text).unwrap();
+            let rules = policy.as_object().unwrap().values().next().unwrap()["filter"].as_array().unwrap();
+            let values = rules
+                .iter()
+                .flat_map(|rule| rule["args"].as_array().into_iter().flatten())
+                .filter_map(|arg| arg["val"].as_u64());
+            let values: Vec<u64> = values.chain([0, 1, u64::MAX]).collect();
+            let mut allowed = 0;
+            for nr in (0..600).chain([u32::MAX, 1 << 30]) {
+                for value in &values {
+                    let data = data(nr, [*value; 6]);
+                    let answers = (answer(&plain, &data), answer(&indexed, &data));
+                    assert_eq!(answers.0, answers.1, "{kind:?}, call {nr}, arguments {value:#x}");
+                    allowed += usize::from(answers.0 == SECCOMP_RET_ALLOW);
+                }
+            }
+            assert!(allowed > 10, "{kind:?}");
+            let mut other_arch = data(0, [0; 6]);
+            other_arch[4] = 3;
+            assert_eq!(answer(&indexed, &other_arch), libc::SECCOMP_RET_KILL_PROCESS);
+            let steps = indexed.len() - plain.len();
+            assert!((2..=20).contains(&steps), "{kind:?}: an index of {steps} instructions");
+        }
+    }
+
     #[test]
     fn no_thread_may_start_a_program_open_a_file_or_make_a_descriptor_executable() {
         let forbidden =
