@@ -48,7 +48,8 @@ pub enum BudgetError {
     Other(String),
     /// Figures are over it.
     #[error(
-        "over the budget {path}:\n{over}\nFind what it is spent on with `midge bench boot --emulated` before and after. If it is worth it, write the new figures with --write-budget {path} and say why in the commit"
+        "over the budget {path}:\n{over}\nSee what it is spent on with `midge bench boot --emulated` before and after. If it \
+         is worth it, write the new figures with --write-budget {path} and say why in the commit"
     )]
     Over {
         /// The file.

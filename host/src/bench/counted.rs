@@ -20,7 +20,7 @@ const MEM_MIB: u64 = 768;
 /// Longest that one boot may take by this machine's clock: thirty times what it does.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
 /// What QEMU reads when it starts a `microvm`.
-const QEMU_FILES: [&str; 4] = ["bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
+const QEMU_FILES: [&str; 5] = ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
 /// Where distributions keep them.
 const QEMU_DIRS: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/local/share/qemu"];
 

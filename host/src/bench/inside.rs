@@ -57,7 +57,7 @@ pub fn main() -> ! {
 }
 
 fn run() -> Result<Vec<Vec<Run>>, String> {
-    system::mount_own().map_err(|error| error.to_string())?;
+    system::mount_kernel().map_err(|error| error.to_string())?;
     let order = std::fs::read(ORDER).map_err(|error| format!("reading {ORDER}: {error}"))?;
     let options: BootOptions = serde_json::from_slice(&order).map_err(|error| format!("reading {ORDER}: {error}"))?;
     // A few bytes between two runs, which are over before the next one starts.

@@ -194,7 +194,8 @@ fn late(contender: &'static str, options: &BootOptions, process: &mut Process) -
     BenchError::Late { contender, limit: options.limit, said }
 }
 
-/// Private memory of a process in KiB, the guest's RAM and the files mapped into it left out.
+/// Private memory of a process in KiB, the guest's RAM left out, and its program too: pages of files are shared with
+/// whoever runs the same program, even those that smaps calls private because nobody else does at the moment.
 fn own_memory_kib(pid: u32, options: &BootOptions) -> Option<u64> {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     Some(private_kib(&smaps, options))
@@ -213,8 +214,8 @@ fn private_kib(smaps: &str, options: &BootOptions) -> u64 {
                 row = Row { start: from, ..Row::default() };
             }
             row.end = to;
-        } else if first == "Private_Dirty:" {
-            row.dirty_kib += words.next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+        } else if first == "Anonymous:" {
+            row.anonymous_kib += words.next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
         }
     }
     own + row.own(ram_kib)
@@ -225,12 +226,12 @@ fn private_kib(smaps: &str, options: &BootOptions) -> u64 {
 struct Row {
     start: u64,
     end: u64,
-    dirty_kib: u64,
+    anonymous_kib: u64,
 }
 
 impl Row {
     fn own(&self, ram_kib: u64) -> u64 {
-        if (self.end - self.start) >> 10 >= ram_kib { 0 } else { self.dirty_kib }
+        if (self.end - self.start) >> 10 >= ram_kib { 0 } else { self.anonymous_kib }
     }
 }
 
@@ -260,11 +261,12 @@ mod tests {
 
     #[test]
     fn guest_memory_is_not_the_monitors() {
-        let smaps = "7f0000000000-7f0000100000 rw-p 0 00:00 0\nPrivate_Dirty: 600 kB\n\
-            7f0000100000-7f0000200000 rw-p 0 08:01 5 /k\nPrivate_Dirty: 50 kB\n\
-            7f0000200000-7f0008000000 rw-p 0 00:00 0\nPrivate_Dirty: 9000 kB\n\
-            7f1000000000-7f1000010000 rw-p 0 00:00 0 [heap]\nRss: 64 kB\nPrivate_Clean: 4 kB\nPrivate_Dirty: 40 kB\n\
-            7ffc00000000-7ffc00021000 rw-p 0 00:00 0 [stack]\nPrivate_Dirty: 12 kB\n";
+        let smaps = "7f0000000000-7f0000100000 rw-p 0 00:00 0\nAnonymous: 600 kB\n\
+            7f0000100000-7f0000200000 rw-p 0 08:01 5 /k\nAnonymous: 50 kB\n\
+            7f0000200000-7f0008000000 rw-p 0 00:00 0\nAnonymous: 9000 kB\n\
+            7f1000000000-7f1000010000 rw-p 0 00:00 0 [heap]\nRss: 64 kB\nPrivate_Clean: 4 kB\nAnonymous: 40 kB\n\
+            7f2000000000-7f2000200000 r-xp 0 08:01 5 /midge-vmm\nPrivate_Dirty: 1500 kB\nAnonymous: 0 kB\n\
+            7ffc00000000-7ffc00021000 rw-p 0 00:00 0 [stack]\nAnonymous: 12 kB\n";
         assert_eq!(private_kib(smaps, &options()), 52);
     }
 

@@ -27,6 +27,9 @@ pub(super) fn program() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|path| path.is_file())
 }
 
+/// Everything that TCG can emulate, SVM with nested paging among it; 5-level paging only makes walks longer.
+const CPU: &str = "max,-la57";
+
 /// What makes an emulated machine.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
@@ -34,6 +37,8 @@ pub(super) struct Machine<'a> {
     pub(super) initramfs: &'a Path,
     pub(super) mem_mib: u64,
     pub(super) cpus: u32,
+    /// Its processor, as QEMU names it.
+    pub(super) cpu: &'static str,
     /// Frequency of its time-stamp counter.
     pub(super) tsc_khz: u64,
     /// More for its kernel's command line.
@@ -43,7 +48,6 @@ pub(super) struct Machine<'a> {
 /// The command line of such a machine, with a console on standard output and no other device.
 ///
 /// - `microvm` without ACPI: no firmware tables, no PCI, nothing to enumerate; virtio windows are on the command line.
-/// - `max,-la57`: everything that TCG can emulate, SVM with nested paging among it; 5-level paging only makes walks longer.
 /// - `tb-size=32`: translated code is thrown away page by page when a guest ends; the larger the buffer, the longer that takes:
 ///   the second and later guests of one emulated host take 8 to 14 s to boot with the default, about 1 s with 32 MiB.
 /// - `tsc=reliable`: no watchdog that would call the clock unstable whenever the emulator was not scheduled.
@@ -58,7 +62,7 @@ pub(super) fn machine(machine: Machine<'_>) -> Vec<OsString> {
     let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
     add("-machine", "microvm,acpi=off,x-option-roms=off,rtc=on,pit=on,pic=on,isa-serial=on".into());
     add("-accel", format!("tcg,thread={threads},tb-size=32").into());
-    add("-cpu", "max,-la57".into());
+    add("-cpu", machine.cpu.into());
     add("-smp", machine.cpus.to_string().into());
     add("-m", machine.mem_mib.to_string().into());
     add("-kernel", machine.kernel.into());
@@ -78,7 +82,8 @@ pub(super) fn arguments(opts: &EmulatedOptions, token_file: &Path, port: u16, ts
     let mut token = OsString::from(format!(" {TOKEN_WORD}"));
     token.push(token_file);
     let EmulatedOptions { kernel, initramfs, mem_mib, cpus, .. } = opts;
-    let mut words = machine(Machine { kernel, initramfs, mem_mib: *mem_mib, cpus: *cpus, tsc_khz, words: token });
+    let (mem_mib, cpus) = (*mem_mib, *cpus);
+    let mut words = machine(Machine { kernel, initramfs, mem_mib, cpus, cpu: CPU, tsc_khz, words: token });
     let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
     add("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap".into());
     add("-device", "virtio-9p-device,fsdev=root,mount_tag=host".into());

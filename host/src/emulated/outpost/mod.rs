@@ -49,8 +49,8 @@ pub fn main() -> ! {
 }
 
 fn run() -> io::Result<()> {
-    system::mount_own()?;
-    system::mount_share()?;
+    system::mount_kernel()?;
+    system::mount_work()?;
     system::network_up("lo", Ipv4Addr::LOCALHOST)?;
     // What QEMU's user network expects its first guest to be.
     system::network_up("eth0", Ipv4Addr::new(10, 0, 2, 15))?;

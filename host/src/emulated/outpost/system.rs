@@ -16,18 +16,19 @@ use super::super::wire::HOST_MOUNT;
 /// Source, target, type, options.
 type Mount = (&'static str, &'static str, &'static str, &'static std::ffi::CStr);
 
-/// What every emulated host mounts, in this order.
-const MOUNTS: [Mount; 9] = [
+/// The kernel's file systems, in this order.
+const KERNEL: [Mount; 7] = [
     ("proc", "/proc", "proc", c""),
     ("sysfs", "/sys", "sysfs", c""),
     ("debugfs", "/sys/kernel/debug", "debugfs", c""),
     ("devtmpfs", "/dev", "devtmpfs", c""),
     ("devpts", "/dev/pts", "devpts", c"mode=620"),
     ("tmpfs", "/dev/shm", "tmpfs", c"mode=1777"),
-    ("tmpfs", "/run", "tmpfs", c"mode=755"),
-    ("tmpfs", "/tmp", "tmpfs", c"mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", c"nsdelegate,favordynmods"),
 ];
+
+/// What an outpost works in.
+const WORK: [Mount; 2] = [("tmpfs", "/run", "tmpfs", c"mode=755"), ("tmpfs", "/tmp", "tmpfs", c"mode=1777")];
 
 /// The real host's files. In large messages, and cached: nobody changes kernels and images under a running sandbox, and
 /// what changes has another name.
@@ -39,9 +40,9 @@ const SETTINGS: [(&str, &str); 2] = [
     ("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise"),
 ];
 
-/// Mounts what needs nobody outside, and applies the settings.
-pub(crate) fn mount_own() -> io::Result<()> {
-    for mount in MOUNTS {
+/// Mounts the kernel's file systems, and applies the settings.
+pub(crate) fn mount_kernel() -> io::Result<()> {
+    for mount in KERNEL {
         mount_one(mount, MountFlags::empty())?;
     }
     for (path, value) in SETTINGS {
@@ -51,8 +52,11 @@ pub(crate) fn mount_own() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the real host's file tree.
-pub(super) fn mount_share() -> io::Result<()> {
+/// Mounts what an outpost works in and with.
+pub(super) fn mount_work() -> io::Result<()> {
+    for mount in WORK {
+        mount_one(mount, MountFlags::empty())?;
+    }
     mount_one(SHARE, MountFlags::RDONLY)
 }
 
@@ -147,6 +151,6 @@ mod tests {
     fn the_real_hosts_files_are_apart_and_cached() {
         assert_eq!((SHARE.1, SHARE.2), (HOST_MOUNT, "9p"));
         assert!(SHARE.3.to_str().unwrap().contains("cache=loose"));
-        assert!(MOUNTS.iter().all(|mount| mount.2 != "9p"));
+        assert!(KERNEL.iter().all(|mount| mount.2 != "9p"));
     }
 }
