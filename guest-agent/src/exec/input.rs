@@ -37,9 +37,10 @@ impl Input {
         self.taken
     }
 
-    /// Whether more may come from the client.
+    /// Whether more may come from the client. With the window full too: what comes then from a client that keeps to it is
+    /// no input but a signal, which may be what gets the program to move.
     pub(crate) fn has_room(&self) -> bool {
-        (self.queue.len() as u64) < STDIN_WINDOW_BYTES
+        self.queue.len() as u64 <= STDIN_WINDOW_BYTES
     }
 
     pub(crate) fn watch(&self) -> Watch {
@@ -136,8 +137,19 @@ mod tests {
             input.push(&[7; 10_000]);
             sent += 10_000;
         }
-        assert!(input.taken() > 0 && sent - input.taken() >= STDIN_WINDOW_BYTES, "{sent} {}", input.taken());
-        assert!(sent - input.taken() < STDIN_WINDOW_BYTES + 10_000);
+        assert!(input.taken() > 0 && sent - input.taken() > STDIN_WINDOW_BYTES, "{sent} {}", input.taken());
+        assert!(sent - input.taken() <= STDIN_WINDOW_BYTES + 10_000);
+    }
+
+    #[test]
+    fn a_full_window_leaves_room_for_what_is_no_input() {
+        let (mut input, _program) = pipe();
+        input.push(&vec![7; 100_000]);
+        let window = usize::try_from(STDIN_WINDOW_BYTES).unwrap();
+        input.push(&vec![7; window - input.queue.len()]);
+        assert!(input.queue.len() == window && input.has_room());
+        input.push(b"7");
+        assert!(!input.has_room());
     }
 
     #[test]
