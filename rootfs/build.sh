@@ -16,7 +16,8 @@ else
 fi
 
 # What a fresh chroot is told: the user that commands run as, a place for their project, UTF-8 without locale data,
-# no identity, no name servers, and a Python that pip may install into (the sandbox is thrown away anyway).
+# no identity, no name servers, a Python that pip may install into (the sandbox is thrown away anyway), and where there
+# is a container engine the directory of its layers: the agent puts the scratch disk there.
 settle='
 chroot "$1" useradd --uid 1000 --user-group --create-home --shell /bin/bash agent
 mkdir -p "$1/workspace"
@@ -25,8 +26,15 @@ echo "LANG=C.UTF-8" > "$1/etc/default/locale"
 echo "sandbox" > "$1/etc/hostname"
 printf "127.0.0.1 localhost sandbox\n::1 localhost\n" > "$1/etc/hosts"
 printf "[safe]\n\tdirectory = /workspace\n" > "$1/etc/gitconfig"
+ln -sfn ../proc/self/mounts "$1/etc/mtab"
 rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED
 : > "$1/etc/machine-id"
+[ ! -e "$1/usr/sbin/dockerd" ] || mkdir -p -m 0710 "$1/var/lib/docker" "$1/var/lib/containerd"
+[ ! -e "$1/usr/bin/podman" ] || {
+    mkdir -p "$1/var/lib/containers" "$1/etc/containers"
+    printf "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n" > "$1/etc/containers/storage.conf"
+    chroot "$1" setpriv --reuid agent --regid agent --clear-groups mkdir -p /home/agent/.local/share/containers
+}
 '
 
 # Documentation and translations are a third of a small image, and nobody reads them there; licences stay.

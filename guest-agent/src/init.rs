@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +39,13 @@ const RESERVE_KIB: u64 = 12 * 1024;
 const PIDS_MIN: u64 = 512;
 /// Memory for which one more process is allowed, in KiB.
 const KIB_PER_PID: u64 = 96;
+
+/// Where container engines keep images and containers. Their layers are overlays of their own, which cannot be written on
+/// top of ours: where an image has one of these directories, and nothing in it, it lies on the scratch disk itself.
+const ENGINE_DIRS: [&str; 4] =
+    ["/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/home/agent/.local/share/containers"];
+/// Devices that every user may open, as on any distribution: files and networks of containers without privileges.
+const OPEN_DEVICES: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
 /// Options of our overlays: renamed directories need not be copied, and an upper file is always whole.
 pub(crate) const OVERLAY_OPTIONS: &str = "redirect_dir=on,index=off,metacopy=off";
@@ -143,6 +151,9 @@ fn build_root(root: &Disk, request: &Request, stages: &mut Stages) -> Result<Ove
     step(format!("making {NEW_ROOT}"), fs::create_dir_all(NEW_ROOT))?;
     let root_upper = mount_overlay(BASE, "root", NEW_ROOT, None)?;
     let root = Some(Overlay { upper: root_upper, merged: PathBuf::from("/") });
+    for dir in ENGINE_DIRS {
+        step(format!("taking {dir} to the scratch disk"), take_to_scratch(dir, SCRATCH, NEW_ROOT))?;
+    }
     let workspace = match &request.workspace {
         None => None,
         Some(disk) => {
@@ -167,10 +178,8 @@ fn mount_overlay(base: &str, name: &str, target: &str, owner: Option<u32>) -> Re
     }
     // The merged root looks like the upper directory itself.
     let like_base = || {
-        let metadata = fs::metadata(base)?;
-        fs::set_permissions(&upper, metadata.permissions())?;
-        let (uid, gid) = owner.map_or_else(|| owner_of(&metadata), |owner| (owner, owner));
-        std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
+        give_look_of(&fs::metadata(base)?, &upper)?;
+        owner.map_or(Ok(()), |owner| chown(&upper, Some(owner), Some(owner)))
     };
     step(format!("giving {upper} its owner"), like_base())?;
     let data = format!("lowerdir={base},upperdir={upper},workdir={work},{OVERLAY_OPTIONS}");
@@ -185,8 +194,23 @@ fn mount_overlay(base: &str, name: &str, target: &str, owner: Option<u32>) -> Re
     Ok(path)
 }
 
-fn owner_of(metadata: &fs::Metadata) -> (u32, u32) {
-    (std::os::unix::fs::MetadataExt::uid(metadata), std::os::unix::fs::MetadataExt::gid(metadata))
+/// Puts a directory of the disk at `scratch` over the directory `dir` of the new root, if that is there and empty.
+fn take_to_scratch(dir: &str, scratch: &str, new_root: &str) -> io::Result<()> {
+    let target = format!("{new_root}{dir}");
+    let is_empty = fs::read_dir(&target).is_ok_and(|mut entries| entries.next().is_none());
+    if !is_empty {
+        return Ok(());
+    }
+    let source = format!("{scratch}{dir}");
+    fs::create_dir_all(&source)?;
+    give_look_of(&fs::metadata(&target)?, &source)?;
+    machine::bind_mount(&source, &target)
+}
+
+/// Gives `path` the permissions and the owner of something else.
+fn give_look_of(model: &fs::Metadata, path: &str) -> io::Result<()> {
+    fs::set_permissions(path, model.permissions())?;
+    chown(path, Some(model.uid()), Some(model.gid()))
 }
 
 /// Makes [`NEW_ROOT`] the root of this process, and so of all that it starts.
@@ -225,12 +249,22 @@ pub(crate) fn after_hello() -> Vec<String> {
     for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         try_to("making a link in /dev", or_there(std::os::unix::fs::symlink(target, format!("/dev/{link}"))));
     }
+    for device in OPEN_DEVICES {
+        try_to("opening a device to every user", open_to_all(device));
+    }
+    try_to("sharing mounts with containers", machine::share_mounts());
     try_to("bringing the loopback interface up", machine::loopback_up());
     warnings
 }
 
 fn or_there(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+}
+
+/// A kernel without the device has nothing to open.
+fn open_to_all(device: &str) -> io::Result<()> {
+    let result = fs::set_permissions(device, std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// An image without `/tmp` gets one.
@@ -289,12 +323,44 @@ pub(crate) fn log(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
     #[test]
     fn commands_leave_the_agent_its_memory() {
         assert_eq!(limits(256 * 1024), (244 * 1024 * 1024, 2730));
         assert_eq!(limits(32 * 1024), (24 * 1024 * 1024, PIDS_MIN));
         assert_eq!(limits(0), (0, PIDS_MIN));
+    }
+
+    #[test]
+    fn empty_directories_of_engines_lie_on_the_scratch_disk_and_look_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (root, scratch) = (path("root"), path("scratch"));
+        for name in ["root/empty", "root/full/of", "scratch"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::set_permissions(path("root/empty"), std::os::unix::fs::PermissionsExt::from_mode(0o710)).unwrap();
+        for name in ["/full", "/absent"] {
+            take_to_scratch(name, &scratch, &root).unwrap();
+            assert!(fs::read_dir(&scratch).unwrap().next().is_none(), "{name}");
+        }
+        const PRIVATE: MountPropagationFlags = MountPropagationFlags::PRIVATE.union(MountPropagationFlags::REC);
+        let mounting = || {
+            machine::own_mounts()?;
+            mount_change("/", PRIVATE)?;
+            take_to_scratch("/empty", &scratch, &root)?;
+            fs::write(path("root/empty/layer"), "x")?;
+            assert_eq!(fs::metadata(path("root/empty"))?.mode() & 0o777, 0o710);
+            Ok::<(), io::Error>(unmount(path("root/empty"), UnmountFlags::DETACH)?)
+        };
+        let result = thread::scope(|scope| scope.spawn(mounting).join().unwrap());
+        match result {
+            Ok(()) => assert!(
+                Path::new(&path("scratch/empty/layer")).exists() && !Path::new(&path("root/empty/layer")).exists()
+            ),
+            Err(error) => eprintln!("skipped: nothing can be mounted here: {error}"),
+        }
     }
 
     #[test]

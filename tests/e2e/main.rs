@@ -4,10 +4,12 @@
 //!
 //! `cargo test -p midge-tests --test e2e -- [FILTER]`. Variables: `MIDGE_BIN_DIR` (binaries under test),
 //! `MIDGE_REQUIRE_EMULATED=1` (a skip in the emulated host fails), `MIDGE_TEST_NATIVE_KERNEL` (a kernel for
-//! this machine's KVM where ours cannot run), `MIDGE_TEST_RUNS` (length of the long rows).
+//! this machine's KVM where ours cannot run), `MIDGE_TEST_RUNS` (length of the long rows), `MIDGE_TEST_SIGNALS` (how many more
+//! moments a signal comes at).
 
 #![expect(clippy::panic, reason = "a test fails by panicking; clippy does not see that this whole binary is tests")]
 
+mod containers;
 mod context;
 mod contract;
 mod elf;
@@ -43,7 +45,15 @@ fn main() -> ExitCode {
         eprintln!("{} panicked at {place}", std::thread::current().name().unwrap_or("a thread"));
     }));
     let filters: Vec<String> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
-    let groups = [input::TESTS, contract::TESTS, library::TESTS, workspace::TESTS, faults::TESTS, lifecycle::TESTS];
+    let groups = [
+        input::TESTS,
+        contract::TESTS,
+        library::TESTS,
+        workspace::TESTS,
+        faults::TESTS,
+        lifecycle::TESTS,
+        containers::TESTS,
+    ];
     let all: Vec<Test> = groups.concat();
     let runs_in = |place: &str, needs: &[Needs]| -> Vec<Test> {
         let wanted = |test: &&Test| {

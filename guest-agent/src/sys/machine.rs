@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::system::{RebootCommand, reboot, sethostname};
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -45,6 +45,17 @@ pub(crate) fn mount(mount: Mount<'_>) -> io::Result<()> {
 /// Moves a mount to another place.
 pub(crate) fn move_mount(from: &str, to: &str) -> io::Result<()> {
     Ok(rustix::mount::mount_move(from, to)?)
+}
+
+/// Makes the directory `from` appear at `to` as well.
+pub(crate) fn bind_mount(from: &str, to: &str) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind(from, to)?)
+}
+
+/// Mounts that are made from here on appear in the mount tables made from this one: a bind mount into a container, for
+/// one, whose engine complains where they do not.
+pub(crate) fn share_mounts() -> io::Result<()> {
+    Ok(rustix::mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)?)
 }
 
 /// Writes all file systems out.

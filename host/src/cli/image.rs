@@ -32,7 +32,7 @@ enum Action {
     /// Build an image, or find the one built from the same recipe
     #[command(after_long_help = NOTES)]
     Build {
-        /// Which one: base has the usual tools and Python, build also compilers
+        /// Which one: base has the usual tools and Python, build also compilers, containers also Docker and Podman
         #[arg(default_value = DEFAULT_NAME, value_parser = PossibleValuesParser::new(image::names()))]
         name: String,
 

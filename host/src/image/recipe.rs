@@ -10,12 +10,13 @@ use crate::cache::Key;
 
 const BASE: &str = include_str!("../../../rootfs/base.list");
 const BUILD: &str = include_str!("../../../rootfs/build.list");
+const CONTAINERS: &str = include_str!("../../../rootfs/containers.list");
 
 /// The script that builds; part of every key.
 pub(super) const SCRIPT: &str = include_str!("../../../rootfs/build.sh");
 
 /// The images that there are recipes for.
-pub(super) const NAMES: [&str; 2] = ["base", "build"];
+pub(super) const NAMES: [&str; 3] = ["base", "build", "containers"];
 
 /// Everything that decides what an image holds, but for the versions that the distribution has that day.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub(super) fn named(name: &str) -> Result<Recipe, ImageError> {
     let (lists, expected_lines): (&[&str], u64) = match name {
         "base" => (&[BASE], 1500),
         "build" => (&[BASE, BUILD], 4000),
+        "containers" => (&[BASE, CONTAINERS], 2000),
         _ => return Err(ImageError::NoRecipe { name: name.to_owned() }),
     };
     let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -141,7 +143,7 @@ malformed
     #[test]
     fn lists_hold_names_and_comments() {
         assert_eq!(packages("# all\nbash\n\n git # why\n"), ["bash", "git"]);
-        for list in [BASE, BUILD] {
+        for list in [BASE, BUILD, CONTAINERS] {
             for name in packages(list) {
                 assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)), "{name}");
             }
@@ -171,7 +173,7 @@ malformed
     #[test]
     fn unknown_name_is_refused_with_the_known_ones() {
         let text = named("fedora").unwrap_err().to_string();
-        assert!(text.contains("fedora") && text.contains("base, build"), "{text}");
+        assert!(text.contains("fedora") && text.contains("base, build, containers"), "{text}");
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn rebuilt_image_does_not_replace_one_that_may_be_in_use() {
 fn missing_image_is_refused_with_the_names_that_can_be_built() {
     let (guard, cache) = cache();
     let text = refuse(&cache, &guard.path().join("none.img"));
-    assert!(text.contains("none.img") && text.contains("base, build"), "{text}");
+    assert!(text.contains("none.img") && text.contains("base, build, containers"), "{text}");
 }
 
 #[test]
