@@ -4,7 +4,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -15,16 +15,24 @@ use crate::harness::skip;
 crate::tests!("lifecycle":
     Guest interrupt_at_any_stage,
     Guest termination_at_any_stage,
+    Guest command_that_ignores_an_interrupt_ends_with_the_second,
+    Guest interrupt_comes_through_though_the_input_is_full,
+    Guest end_comes_though_nobody_reads_the_report,
     Guest stdout_closed_by_its_reader,
     Guest runs_in_a_row_leave_nothing,
     NativeGuest monitor_that_is_killed,
     NativeGuest midge_that_is_killed,
 );
 
+/// At chosen moments, and at as many others between start and command as `MIDGE_TEST_SIGNALS` says.
 fn ended_by(context: &Context, signal: Signal, code: i32) {
     let delays_ms = context.scaled([0, 10, 40, 100, 300, 1000], [0, 50, 300, 1500, 5000, 9000]);
-    for delay_ms in delays_ms {
-        let running = context.sh(&[], "sleep 300").start();
+    let more: u64 = std::env::var("MIDGE_TEST_SIGNALS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    // Multiples of the golden ratio: any number of them is spread evenly.
+    let others = (1..=more).map(|index| index * 618 % 1000 * context.scaled(400, 6000) / 1000);
+    for delay_ms in delays_ms.into_iter().chain(others) {
+        // No shell: one that is still starting takes an interrupt and forgets it, here as anywhere.
+        let running = context.midge(["run", "--", "sleep", "300"]).start();
         std::thread::sleep(Duration::from_millis(delay_ms));
         running.signal(signal);
         let outcome = running.finish();
@@ -41,6 +49,75 @@ fn interrupt_at_any_stage(context: &Context) {
 
 fn termination_at_any_stage(context: &Context) {
     ended_by(context, Signal::SIGTERM, 143);
+}
+
+/// Starts `midge` and waits for its command's first line, `ready`.
+fn start_and_wait(command: &mut std::process::Command) -> Child {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("midge runs");
+    let mut first = [0; 6];
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("the command prints");
+    assert_eq!(&first, b"ready\n");
+    child
+}
+
+fn interrupt(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGINT).expect("it runs");
+}
+
+/// What a call said on standard error, once it has ended with `code` within a minute.
+fn ended_with(mut child: Child, code: i32) -> String {
+    let status = wait(&mut child, Instant::now() + Duration::from_secs(60));
+    if status.is_none() {
+        child.kill().expect("our child");
+    }
+    let mut said = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+    assert_eq!(status.and_then(|status| status.code()), Some(code), "{said}");
+    said
+}
+
+fn command_that_ignores_an_interrupt_ends_with_the_second(context: &Context) {
+    let mut command = context.sh(&[], "trap '' INT; echo ready; sleep 300; sleep 300").into_command();
+    let mut child = start_and_wait(command.stdin(Stdio::null()));
+    interrupt(&child);
+    let until = Instant::now() + Duration::from_secs(5);
+    assert!(wait(&mut child, until).is_none(), "the first interrupt is the command's to ignore");
+    interrupt(&child);
+    let said = ended_with(child, 130);
+    assert!(said.contains("another Ctrl-C ends the sandbox"), "{said}");
+    context.assert_nothing_left();
+}
+
+/// A command that reads nothing has its input's window full; a signal is no input.
+fn interrupt_comes_through_though_the_input_is_full(context: &Context) {
+    let mut source = std::process::Command::new("yes").stdout(Stdio::piped()).spawn().expect("yes runs");
+    let input = source.stdout.take().expect("piped");
+    let mut command = context.sh(&[], "echo ready; exec sleep 300").into_command();
+    let child = start_and_wait(command.stdin(input));
+    drop(command);
+    // Long enough for the window to fill, and for the shell to have become its command.
+    std::thread::sleep(Duration::from_millis(context.scaled(500, 4000)));
+    interrupt(&child);
+    let said = ended_with(child, 130);
+    assert!(!said.contains("Ctrl-C"), "one interrupt is enough: {said}");
+    let _ = source.kill();
+    source.wait().expect("our child");
+    context.assert_nothing_left();
+}
+
+/// The report is larger than a pipe, so that printing it waits for a reader that never comes.
+fn end_comes_though_nobody_reads_the_report(context: &Context) {
+    let mut command = context.midge(["run", "--json", "--", "head", "-c", "300000", "/dev/zero"]).into_command();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("midge runs");
+    let mut first = [0; 1];
+    child.stdout.as_mut().expect("piped").read_exact(&mut first).expect("the report begins");
+    assert!(wait(&mut child, Instant::now() + Duration::from_secs(1)).is_none(), "the report fits a pipe");
+    interrupt(&child);
+    let said = ended_with(child, 130);
+    assert!(said.contains("leaving"), "{said}");
+    context.assert_nothing_left();
 }
 
 fn stdout_closed_by_its_reader(context: &Context) {

@@ -6,7 +6,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread::JoinHandle;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::stdio;
@@ -19,11 +20,15 @@ const PIECE_BYTES: usize = 64 << 10;
 /// How often a background job looks whether it has been put into the foreground.
 const FOREGROUND_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
+/// How long the thread may take to notice that it is to stop.
+const STOP: Duration = Duration::from_secs(1);
+
 /// Reads standard input until dropped.
 #[derive(Debug)]
 pub(super) struct Input {
     stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
     pieces: mpsc::Receiver<Vec<u8>>,
 }
 
@@ -33,8 +38,12 @@ impl Input {
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
         let stopped = stop.try_clone()?;
         let (sender, pieces) = mpsc::channel(1);
-        let thread = std::thread::Builder::new().name("stdin".into()).spawn(move || read(&stopped, &sender))?;
-        Ok(Self { stop, thread: Some(thread), pieces })
+        let (running, ended) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name("stdin".into()).spawn(move || {
+            let _until_the_end = running;
+            read(&stopped, &sender);
+        })?;
+        Ok(Self { stop, ended, pieces })
     }
 
     /// Copies everything to the command, to the end of either.
@@ -50,11 +59,9 @@ impl Input {
 impl Drop for Input {
     fn drop(&mut self) {
         self.pieces.close();
-        if rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // It waits for nothing now but a piece that is being taken over, and that place is closed.
-            let _ = thread.join();
+        if rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).is_ok() {
+            // It waits for nothing now, unless another reader of the same input has just taken what was there.
+            let _ = self.ended.recv_timeout(STOP);
         }
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `midge run`: one command in a fresh sandbox, from flags to exit code.
 //!
-//! [`attended`] races the run (`session`) against signals (`signals`); the other files are the parts of a run.
+//! [`attended`] races the run (`session`) against the wish for its end (`signals`); the other files are the parts of a run.
 
 mod args;
 mod input;
@@ -12,13 +12,14 @@ mod session;
 mod signals;
 mod terminal;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use args::RunArgs;
 use midge::monitor::reap_all;
 use report::Report;
 use session::Session;
-use signals::{Asked, Signals, Target};
+use signals::{Signals, Target};
 
 use super::MIDGE_FAILED;
 use super::fail::{exit_code, say, tell};
@@ -28,33 +29,36 @@ const REAP: Duration = Duration::from_secs(2);
 
 /// Runs the command and gives the exit code.
 pub(crate) fn main(args: RunArgs) -> u8 {
-    in_runtime(attended(args))
+    let target = Arc::new(Target::default());
+    let signals = match listen(&target) {
+        Ok(signals) => signals,
+        Err(code) => return code,
+    };
+    in_runtime(attended(args, &target, signals))
 }
 
 /// Does something that starts sandboxes, until a signal asks to end it: then the exit code that says so.
 pub(super) fn until_interrupted<T>(work: impl Future<Output = T>) -> Result<T, u8> {
+    // Nobody is there to be passed anything on.
+    let signals = listen(&Arc::default())?;
     let mut done = None;
     let code = in_runtime(async {
-        let mut signals = match Signals::install() {
-            Ok(signals) => signals,
-            Err(error) => {
-                say(&format!("listening for signals: {error}"));
-                return MIDGE_FAILED;
-            }
-        };
-        // Nobody is there to be passed anything on.
-        let nobody = Target::default();
         tokio::select! {
             result = work => {
                 done = Some(result);
                 0
             }
-            asked = signals.next(&nobody) => match asked {
-                Asked::PassOn(number) | Asked::End(number) => 128 + number,
-            },
+            number = signals.end() => 128 + number,
         }
     });
     done.ok_or(code)
+}
+
+fn listen(target: &Arc<Target>) -> Result<Signals, u8> {
+    Signals::listen(Arc::clone(target)).map_err(|error| {
+        say(&format!("listening for signals: {error}"));
+        MIDGE_FAILED
+    })
 }
 
 fn in_runtime(work: impl Future<Output = u8>) -> u8 {
@@ -73,35 +77,14 @@ fn in_runtime(work: impl Future<Output = u8>) -> u8 {
     code
 }
 
-/// The run, with somebody who listens for signals.
-async fn attended(args: RunArgs) -> u8 {
-    let mut signals = match Signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            say(&format!("listening for signals: {error}"));
-            return MIDGE_FAILED;
-        }
-    };
-    let target = Target::default();
+/// The run, unless a signal ends it first.
+async fn attended(args: RunArgs, target: &Target, signals: Signals) -> u8 {
     let json = args.json;
     let mut report = Report::default();
-    let result = {
-        let work = Session { args, target: &target }.run(&mut report);
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                result = &mut work => break result,
-                asked = signals.next(&target) => match asked {
-                    Asked::PassOn(number) => {
-                        if let Some(controls) = target.get() {
-                            controls.signal(number);
-                        }
-                    }
-                    // Dropping the work ends the machine, removes its directory and restores the terminal.
-                    Asked::End(number) => return 128 + number,
-                },
-            }
-        }
+    let result = tokio::select! {
+        result = (Session { args, target }).run(&mut report) => result,
+        // Dropping the run ends the machine, removes its directory and restores the terminal.
+        number = signals.end() => return 128 + number,
     };
     let code = match &result {
         Ok(code) => *code,

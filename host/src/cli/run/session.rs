@@ -24,6 +24,8 @@ use crate::cli::fail::say;
 
 /// Console lines that may wait for a slow terminal; more are dropped.
 const CONSOLE_LINES: usize = 4096;
+/// How long the console's last lines may take to be printed.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// What a shell reports for a command that wrote into a closed pipe.
 const PIPE_CLOSED: u8 = 128 + SIGPIPE;
 const SIGPIPE: u8 = 13;
@@ -55,8 +57,8 @@ impl Session<'_> {
         };
         sandbox.kill().await;
         if let Some(printer) = printer {
-            // It ends with the monitor, whose lines it prints.
-            let _ = printer.await;
+            // It ends with the monitor, whose lines it prints; one that does not go away has been complained of.
+            let _ = tokio::time::timeout(LAST_LINES, printer).await;
         }
         let timeline = timed.timeline();
         if self.args.timeline {

@@ -38,12 +38,17 @@ impl Drop for Raw {
     }
 }
 
-fn restore() {
+/// Makes the terminal what it was, if it is raw. Waits for nothing: what was printed was processed when it was written.
+pub(super) fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
-        // Drain, so that the command's last output is not mangled.
-        let _ = tcsetattr(stdio::stdin(), OptionalActions::Drain, &before);
+        let _ = tcsetattr(stdio::stdin(), OptionalActions::Now, &before);
     }
+}
+
+/// Whether lines can be printed as usual.
+pub(super) fn is_as_it_was() -> bool {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_none()
 }
 
 fn restore_on_panic() {
