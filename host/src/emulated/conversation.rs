@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -13,6 +14,13 @@ use super::{EmulatedError, io_error, qemu};
 
 /// Longest answer line of the outpost.
 pub(super) const MAX_ANSWER_BYTES: usize = 4096;
+
+/// How long an answer may take: far more than on the busiest machine. An emulator that was stopped never gives one.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER_MAX.as_secs()))
+}
 
 /// One conversation with the outpost.
 #[derive(Debug)]
@@ -64,8 +72,15 @@ pub(super) async fn bind(address: SocketAddr, request: &[u8]) -> Result<Connecti
 
 async fn expect(address: SocketAddr, request: &[u8], doing: &str, wanted: &str) -> Result<Connection, EmulatedError> {
     let failed = |source| io_error(&format!("{doing} on the emulated host"), source);
-    let mut connection = Connection::open(address, request).await.map_err(failed)?;
-    let answer = connection.answer().await.map_err(failed)?;
+    let asked = async {
+        let mut connection = Connection::open(address, request).await?;
+        let answer = connection.answer().await?;
+        Ok((connection, answer))
+    };
+    let (connection, answer) = match tokio::time::timeout(ANSWER_MAX, asked).await {
+        Ok(asked) => asked.map_err(failed)?,
+        Err(_) => return Err(failed(no_answer())),
+    };
     if answer == wanted {
         return Ok(connection);
     }

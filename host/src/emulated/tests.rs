@@ -58,6 +58,15 @@ async fn hanging_up_and_endless_answers_are_errors() {
     assert!(matches!(converse(address, &line, "x").await, Err(EmulatedError::Refused { .. })));
 }
 
+/// An emulator that was stopped still has its connections accepted, by its kernel.
+#[tokio::test(start_paused = true)]
+async fn silence_is_an_error_in_the_end() {
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let asked = converse(listener.local_addr().unwrap(), &request("t", Op::Hold), "holding a connection").await;
+    let Err(EmulatedError::Io { doing, source }) = asked else { panic!("{asked:?}") };
+    assert_eq!((doing.as_str(), source.kind()), ("holding a connection on the emulated host", io::ErrorKind::TimedOut));
+}
+
 #[tokio::test]
 async fn listener_binds_before_the_guest_comes_and_again_after() {
     let address = outpost("listen", b"BOUND\nOK\nfrom the guest").await;

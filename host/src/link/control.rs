@@ -164,19 +164,20 @@ impl Control {
                 request = self.inbox.recv(), if pending.len() < PENDING_MAX => {
                     // Every link to this guest is gone: so is the sandbox.
                     let Some(Request { message, answer }) = request else { return Ok(()) };
-                    conversation.sender.send(&message).await?;
                     let leaves = matches!(message, ToAgent::Freeze(Freeze { leave: true }));
+                    // A guest that takes nothing any more must not stop the clock.
+                    match timeout(self.limits.silence, conversation.sender.send(&message)).await {
+                        Ok(sent) => sent?,
+                        Err(_) => return self.give_up(self.limits.silence),
+                    }
                     pending.push_back(Pending { answer, leaves });
                 }
                 _ = ticks.tick() => {
                     if pulse.silence() > self.limits.silence {
-                        let silent_ms = u64::try_from(pulse.silence().as_millis()).unwrap_or(u64::MAX);
-                        self.health.give_up(Gone::Silent { silent_ms });
-                        return Ok(());
+                        return self.give_up(pulse.silence());
                     }
                     if let Some(number) = pulse.ask() {
                         let ping = ToAgent::Ping(number);
-                        // A guest that takes nothing any more must not stop the clock.
                         match timeout(self.limits.silence, conversation.sender.send(&ping)).await {
                             Ok(sent) => sent?,
                             Err(_) => continue,
@@ -185,6 +186,13 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// The guest is no longer waited for.
+    fn give_up(&self, silence: Duration) -> Result<(), Error> {
+        let silent_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+        self.health.give_up(Gone::Silent { silent_ms });
+        Ok(())
     }
 
     /// Passes an answer on; true when the agent has left with it.

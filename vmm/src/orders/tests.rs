@@ -88,8 +88,8 @@ fn answers_are_one_json_object_each() {
     let (host, monitor) = pair();
     for (answer, text) in [
         (
-            Answer::Frozen { pause_us: 3, save_us: 2, fork_us: 1 },
-            r#"{"frozen":{"pause_us":3,"save_us":2,"fork_us":1}}"#,
+            Answer::Frozen { pid: 4, pause_us: 3, save_us: 2, fork_us: 1 },
+            r#"{"frozen":{"pid":4,"pause_us":3,"save_us":2,"fork_us":1}}"#,
         ),
         (Answer::Forked { pid: 7 }, r#"{"forked":{"pid":7}}"#),
         (Answer::Saved { memory_bytes: 9 }, r#"{"saved":{"memory_bytes":9}}"#),

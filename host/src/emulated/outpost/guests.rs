@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::wire::{RUN_DIR, is_id, socket};
+use super::Outpost;
 use crate::orders::Orders;
 
 /// Every sandbox that is known: it runs, or somebody listens for it.
@@ -91,6 +92,11 @@ impl Guests {
         }
     }
 
+    /// Whether this is the monitor of a sandbox, whose end is waited for by whoever spawned it.
+    fn is_monitor(&self, pid: Pid) -> bool {
+        self.by_id.borrow().values().any(|guest| guest.pid == Some(pid))
+    }
+
     fn directory(&self, id: &str) -> io::Result<PathBuf> {
         if !is_id(id) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{id:?} is not a sandbox's id")));
@@ -101,19 +107,13 @@ impl Guests {
     }
 }
 
-/// Reaps what monitors leave behind. Their own ends belong to whoever spawned them: only processes that are zombies and
-/// whose parent was not us from the start are waited for here, one by one.
-pub(super) async fn reap_orphans() {
+/// Reaps what monitors leave behind, and only that: how a monitor ended is for its conversation to tell.
+pub(super) async fn reap_orphans(outpost: Rc<Outpost>) {
     let Ok(mut children) = signal(SignalKind::child()) else { return };
-    let mut ours = Vec::new();
     while children.recv().await.is_some() {
-        // Spawned children are known to the runtime, which waits for them right after the same signal; a zombie that is
-        // still there at the next one is an orphan.
-        let zombies = zombies(Path::new("/proc"));
-        for pid in zombies.iter().filter(|pid| ours.contains(*pid)) {
-            let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+        for pid in zombies(Path::new("/proc")).into_iter().filter(|pid| !outpost.guests.is_monitor(*pid)) {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         }
-        ours = zombies;
     }
 }
 
@@ -172,6 +172,15 @@ mod tests {
             assert_eq!(guests.prepare(id).unwrap_err().kind(), io::ErrorKind::InvalidInput);
             assert_eq!(guests.listener(id, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
+    }
+
+    #[test]
+    fn monitors_are_no_orphans() {
+        let guests = Guests::default();
+        guests.started("a", Some(7), None);
+        assert!(guests.is_monitor(Pid::from_raw(7).unwrap()) && !guests.is_monitor(Pid::from_raw(8).unwrap()));
+        guests.ended("a");
+        assert!(!guests.is_monitor(Pid::from_raw(7).unwrap()));
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn read_token(cmdline: &str) -> io::Result<String> {
 
 async fn listen(outpost: Rc<Outpost>) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
-    tokio::task::spawn_local(guests::reap_orphans());
+    tokio::task::spawn_local(guests::reap_orphans(Rc::clone(&outpost)));
     tokio::task::spawn_local(accept(listener, Rc::clone(&outpost)));
     system::say(READY);
     if tokio::time::timeout(HOLD_TIMEOUT, outpost.held.notified()).await.is_err() {

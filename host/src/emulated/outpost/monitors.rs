@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
@@ -26,6 +27,8 @@ use super::Outpost;
 use super::serve::Reader;
 use crate::orders::{self, Answer, Far, Near, Order, OrderError, Orders, PROMPT, SAVING};
 
+/// How long a monitor may take to end when it has been told to; in an emulated machine that is busy.
+const LINGER: Duration = Duration::from_secs(10);
 /// Lines of a monitor that wait for a slow reader.
 const LINES_WAITING: usize = 64;
 /// The monitor, in the initramfs.
@@ -62,31 +65,26 @@ pub(super) async fn spawn(
     outpost: &Outpost,
 ) -> io::Result<()> {
     outpost.guests.prepare(id)?;
-    let (mut child, lifeline) = start(config, takes_orders).await.inspect_err(|_| outpost.guests.ended(id))?;
-    let orders = match &lifeline {
-        Lifeline::Orders(orders) => Some(Rc::clone(orders)),
-        Lifeline::Pipe(_) => None,
-    };
-    outpost.guests.started(id, child.id(), orders);
+    let (mut child, orders) = start(MONITOR, takes_orders).inspect_err(|_| outpost.guests.ended(id))?;
+    // Before anything is waited for: its end must never look like an orphan's.
+    outpost.guests.started(id, child.id(), orders.clone());
+    let lifeline = configure(&mut child, orders, config).await;
     let _ = writer.write_all(b"OK\n").await;
-    let lifeline = tokio::task::spawn_local(lifeline.hold(reader));
-    pass_output(child.stdout.take(), child.stderr.take(), writer).await;
-    let status = child.wait().await.map_or(libc::SIGKILL, ExitStatusExt::into_raw);
-    lifeline.abort();
+    let status = watch(child, lifeline, reader, writer).await;
     outpost.guests.ended(id);
     let _ = writer.write_all(format!("X {status}\n").as_bytes()).await;
     Ok(())
 }
 
-/// Starts the program and hands it its configuration.
-async fn start(config: &Value, takes_orders: bool) -> io::Result<(Child, Lifeline)> {
+/// Starts the program, which waits for its configuration.
+fn start(program: &str, takes_orders: bool) -> io::Result<(Child, Option<Rc<Orders>>)> {
     let (orders, stdin) = if takes_orders {
         let (orders, far) = Orders::pair()?;
         (Some(Rc::new(orders)), Stdio::from(far))
     } else {
         (None, Stdio::piped())
     };
-    let mut child = Command::new(MONITOR)
+    let child = Command::new(program)
         .args(["--config", "-"])
         .env_clear()
         .current_dir("/")
@@ -96,20 +94,44 @@ async fn start(config: &Value, takes_orders: bool) -> io::Result<(Child, Lifelin
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
+    Ok((child, orders))
+}
+
+/// Hands a monitor its configuration; what is left of its input is its lifeline.
+async fn configure(child: &mut Child, orders: Option<Rc<Orders>>, config: &Value) -> Option<Lifeline> {
     let text = format!("{config}\n");
     // A monitor that refuses its configuration may have ended already; its own words say why.
-    let lifeline = match (orders, child.stdin.take()) {
-        (Some(orders), _) => {
-            let _ = orders.configure(&text);
-            Lifeline::Orders(orders)
+    if let Some(orders) = orders {
+        let _ = orders.configure(&text);
+        return Some(Lifeline::Orders(orders));
+    }
+    let mut stdin = child.stdin.take()?;
+    let _ = stdin.write_all(text.as_bytes()).await;
+    Some(Lifeline::Pipe(stdin))
+}
+
+/// Passes a monitor's output on until it has ended; returns its wait status. One that goes on without its lifeline, or
+/// without its outputs, is killed.
+async fn watch(mut child: Child, lifeline: Option<Lifeline>, reader: Reader, writer: &mut OwnedWriteHalf) -> i32 {
+    let mut lifeline = tokio::task::spawn_local(async {
+        if let Some(lifeline) = lifeline {
+            lifeline.hold(reader).await;
         }
-        (None, Some(mut stdin)) => {
-            let _ = stdin.write_all(text.as_bytes()).await;
-            Lifeline::Pipe(stdin)
-        }
-        (None, None) => return Err(io::ErrorKind::BrokenPipe.into()),
+    });
+    let without_lifeline = async {
+        let _ = (&mut lifeline).await;
+        tokio::time::sleep(LINGER).await;
     };
-    Ok((child, lifeline))
+    tokio::select! {
+        () = pass_output(child.stdout.take(), child.stderr.take(), writer) => {}
+        () = without_lifeline => {}
+    }
+    lifeline.abort();
+    if tokio::time::timeout(LINGER, child.wait()).await.is_err() {
+        // An error says that it has ended by itself just now.
+        let _ = child.start_kill();
+    }
+    child.wait().await.map_or(libc::SIGKILL, ExitStatusExt::into_raw)
 }
 
 /// Has a monitor twin itself into a resident; the conversation is the resident's.
@@ -280,6 +302,8 @@ async fn prefix_lines(letter: u8, output: impl AsyncRead + Unpin, to: mpsc::Send
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
     async fn output_is_prefixed_line_by_line() {
@@ -290,5 +314,51 @@ mod tests {
             all.extend(line);
         }
         assert_eq!(all, b"S one\nS \nS two\n");
+    }
+
+    /// Watches a shell script in place of a monitor, whose client hangs up when `hang_up` says so; `at_once` lets time pass
+    /// as soon as there is nothing else to do.
+    fn watched(script: &str, hang_up: bool, at_once: bool) -> (i32, String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(at_once).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let mut child = Command::new("/bin/sh")
+                .args(["-c", script])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let lifeline = configure(&mut child, None, &serde_json::json!({"mem_mib": 64})).await;
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (far, _) = listener.accept().await.unwrap();
+            let (reader, mut writer) = far.into_split();
+            if hang_up {
+                near.shutdown().await.unwrap();
+            }
+            let status = watch(child, lifeline, BufReader::new(reader), &mut writer).await;
+            drop(writer);
+            let mut text = String::new();
+            near.read_to_string(&mut text).await.unwrap();
+            (status, text)
+        })
+    }
+
+    #[test]
+    fn monitor_gets_its_configuration_and_then_its_lifelines_end() {
+        let (status, text) =
+            watched("read line; echo \"$line\"; cat >/dev/null; echo stopped >&2; exit 7", true, false);
+        assert_eq!(text, "E {\"mem_mib\":64}\nS stopped\n");
+        assert_eq!(status, 7 << 8);
+    }
+
+    #[test]
+    fn monitor_that_goes_on_without_its_lifeline_is_killed() {
+        assert_eq!(watched("exec sleep 1000", true, true).0, libc::SIGKILL);
+    }
+
+    #[test]
+    fn monitor_that_closes_its_outputs_and_goes_on_is_killed() {
+        assert_eq!(watched("exec sleep 1000 >&- 2>&-", false, true).0, libc::SIGKILL);
     }
 }
