@@ -15,6 +15,7 @@ mod extents;
 pub mod outpost;
 mod qemu;
 pub mod share;
+mod twins;
 mod wire;
 
 use std::io;
@@ -32,7 +33,6 @@ use tokio::sync::oneshot;
 use crate::cache::Cache;
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::{self, Flavour, KernelError};
-use crate::orders::Pause;
 use crate::progress::Watch;
 use conversation::{Connection, bind, converse, request};
 use wire::{MAX_LINE_BYTES, Op, Output};
@@ -240,47 +240,6 @@ impl EmulatedHost {
         wire::relocate(&mut config, id).map_err(bad)?;
         let connection = self.ask(Op::Spawn { id: id.to_owned(), config, orders }, "starting a monitor").await?;
         Ok(follow(connection))
-    }
-
-    /// Has the monitor of `id` twin itself into a resident; says how long its guest stood still.
-    ///
-    /// # Errors
-    /// [`EmulatedError::Refused`] with the monitor's reason, or the emulated host is gone.
-    pub async fn freeze(&self, id: &str, resident: &str) -> Result<(RemoteMonitor, Pause), EmulatedError> {
-        const DOING: &str = "freezing a VM";
-        let op = Op::Freeze { id: id.to_owned(), resident: resident.to_owned() };
-        let mut connection = self.ask(op, DOING).await?;
-        let pause = connection.answer().await.and_then(|line| Ok(serde_json::from_str(&line)?));
-        Ok((follow(connection), pause.map_err(|source| io_error(DOING, source))?))
-    }
-
-    /// Has a resident make a VM called `id`.
-    ///
-    /// # Errors
-    /// [`EmulatedError::Refused`] with the resident's reason, or the emulated host is gone.
-    pub async fn fork(&self, resident: &str, id: &str) -> Result<RemoteMonitor, EmulatedError> {
-        let op = Op::Fork { resident: resident.to_owned(), id: id.to_owned() };
-        Ok(follow(self.ask(op, "forking a VM").await?))
-    }
-
-    /// Brings what a resident holds into new files: state, memory, layers. Returns the bytes of memory that were not
-    /// zero.
-    ///
-    /// # Errors
-    /// [`EmulatedError::Refused`] with the resident's reason, [`EmulatedError::Io`].
-    pub async fn save(&self, resident: &str, files: &[PathBuf]) -> Result<u64, EmulatedError> {
-        const DOING: &str = "writing a snapshot";
-        let layers = files.len().saturating_sub(2);
-        let mut connection = self.ask(Op::Save { resident: resident.to_owned(), layers }, DOING).await?;
-        let received = async {
-            let memory_bytes = serde_json::from_str(&connection.answer().await?)?;
-            let mut reader = BufReader::with_capacity(wire::EXTENT_MAX_BYTES, &mut connection.reader);
-            for path in files {
-                extents::receive(&mut reader, path).await?;
-            }
-            Ok(memory_bytes)
-        };
-        received.await.map_err(|source| io_error(DOING, source))
     }
 
     /// Opens a stream to a port of a guest.
