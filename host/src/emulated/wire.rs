@@ -57,6 +57,7 @@ pub(super) enum Op {
         /// Its configuration, with paths as the emulated host sees them.
         config: Value,
         /// Whether it takes orders.
+        #[serde(default)]
         orders: bool,
     },
     /// Have a monitor that takes orders twin itself into a resident.
