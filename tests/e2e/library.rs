@@ -42,7 +42,7 @@ fn files_of_the_guest(context: &Context) {
 }
 
 /// Runs a body below in a process of its own.
-fn inside(context: &Context, name: &str) {
+pub(crate) fn inside(context: &Context, name: &str) {
     context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(300)).run().code(0);
     context.assert_nothing_left();
 }
@@ -58,6 +58,8 @@ pub(crate) fn body(name: &str) {
             "many_fast" => many(1000).await,
             "many_slow" => many(250).await,
             "files" => files().await,
+            "held" => crate::forks::held().await,
+            "live" => crate::forks::live().await,
             other => panic!("no body {other}"),
         }
     });

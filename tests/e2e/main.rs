@@ -14,6 +14,7 @@ mod context;
 mod contract;
 mod elf;
 mod faults;
+mod forks;
 mod harness;
 mod input;
 mod library;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         input::TESTS,
         contract::TESTS,
         library::TESTS,
+        forks::TESTS,
         workspace::TESTS,
         faults::TESTS,
         lifecycle::TESTS,

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Templates and forks: what they share, and that they share nothing else.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use midge::exec::Exec;
+use midge::sandbox::{Builder, Sandbox, Where};
+use midge::template::{Plan, Template};
+
+use crate::context::Context;
+use crate::library::inside;
+
+crate::tests!("forks":
+    Guest template_from_the_command_line,
+    Guest held_template_is_forked,
+    Guest running_sandbox_is_forked,
+);
+
+/// A name that no other run of these tests has.
+fn name(what: &str) -> String {
+    format!("e2e-{what}-{}", std::process::id())
+}
+
+fn template_from_the_command_line(context: &Context) {
+    let name = format!("{}-{}", name("cli"), context.scaled("native", "emulated"));
+    let warm = "echo ready; i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done";
+    let setup = "echo kept > /opt/kept; echo from-setup";
+    let limit = Duration::from_secs(300);
+    let create = ["template", "create", &name, "--mem", "256", "--disk", "256", "--setup", setup, "--warm", warm];
+    context.midge(create).limit(limit).run().says(&["from-setup", "ready"]).code(0);
+    context.midge(["template", "create", &name]).limit(limit).run().says(&["already", "remove"]).code(125);
+    context.midge(["template", "list"]).run().code(0);
+    let script = "cat /opt/kept; cat /proc/sys/kernel/hostname /etc/machine-id /proc/sys/kernel/random/uuid; \
+        test ! -e /opt/mine; touch /opt/mine; a=$(cat /tmp/count); sleep 1; test $(cat /tmp/count) -gt $a";
+    let mut seen = HashSet::new();
+    for _ in 0..2 {
+        let run = ["run", "--template", &name, "--user", "root", "--", "sh", "-ec", script];
+        let text = context.midge(run).limit(limit).run().code(0).text();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("kept"));
+        assert!(
+            lines.all(|line| seen.insert(line.to_owned())),
+            "told apart by name, machine and random numbers: {text}"
+        );
+    }
+    assert_eq!(seen.len(), 6);
+    context.midge(["template", "remove", &name]).run().code(0);
+    context.midge(["run", "--template", &name, "--", "true"]).run().says(&["no template"]).code(125);
+    context.assert_nothing_left();
+}
+
+fn held_template_is_forked(context: &Context) {
+    inside(context, "held");
+}
+
+fn running_sandbox_is_forked(context: &Context) {
+    inside(context, "live");
+}
+
+fn small() -> Builder {
+    Sandbox::builder().mem_mib(256).disk_mib(256)
+}
+
+async fn text_of(sandbox: &Sandbox, script: &str) -> String {
+    let running = sandbox.exec(Exec::new(["sh", "-ec", script]).user("root")).await.expect("starts");
+    let output = running.output().await.expect("ends");
+    assert!(output.status.is_success(), "{script}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+const WHO: &str = "cat /proc/sys/kernel/hostname /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1";
+
+/// Forks of one template in memory: alive together, each somebody else, each with its own time and disk.
+pub(crate) async fn held() {
+    let name = name("held");
+    Template::create(&name, small(), Plan::default()).await.expect("is made");
+    let held = Template::open(&name).expect("is there").hold_at(Where::Auto, true).await.expect("comes up");
+    Template::remove(&name).expect("goes");
+    let mut forks = Vec::new();
+    for _ in 0..4 {
+        forks.push(held.fork().await.expect("forks"));
+    }
+    drop(held);
+    let mut seen = HashSet::new();
+    for fork in &forks {
+        assert!(seen.insert(text_of(fork, WHO).await), "somebody else");
+        assert_eq!(text_of(fork, "test ! -e /opt/mine; touch /opt/mine; ls /opt/mine").await, "/opt/mine\n");
+        let guest: i64 = text_of(fork, "date +%s").await.trim().parse().expect("seconds");
+        let host = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let host = i64::try_from(host.as_secs()).expect("fits");
+        assert!((guest - host).abs() <= 30, "the right time: {guest} {host}");
+    }
+    // A fork of a fork, after everybody before it is gone but one.
+    let last = forks.pop().expect("four");
+    for fork in forks {
+        fork.kill().await;
+    }
+    let twice = last.fork(1).await.expect("forks again").sandboxes.pop().expect("one");
+    assert!(seen.insert(text_of(&twice, WHO).await));
+    assert_eq!(text_of(&twice, "ls /opt/mine").await, "/opt/mine\n");
+    twice.kill().await;
+    last.kill().await;
+}
+
+/// A sandbox at work is copied; all of them go on, and none sees what another does.
+pub(crate) async fn live() {
+    let sandbox = small().forkable().start().await.expect("starts");
+    text_of(&sandbox, "echo before > /opt/file").await;
+    let loops = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done";
+    let running = sandbox.exec(Exec::new(["sh", "-c", loops]).user("root")).await.expect("starts");
+    text_of(&sandbox, "while ! test -s /tmp/count; do sleep 0.05; done").await;
+    let forks = sandbox.fork(2).await.expect("forks");
+    assert!(forks.pause.pause_us > 0 && forks.sandboxes.len() == 2);
+    let mut seen = HashSet::new();
+    for (index, one) in forks.sandboxes.iter().chain([&sandbox]).enumerate() {
+        assert!(seen.insert(text_of(one, WHO).await), "somebody else");
+        assert_eq!(text_of(one, "cat /opt/file").await, "before\n");
+        let counts = "a=$(cat /tmp/count); sleep 1; test $(cat /tmp/count) -gt $a && echo goes on";
+        assert_eq!(text_of(one, counts).await, "goes on\n");
+        text_of(one, &format!("test ! -e /opt/mine; echo {index} > /opt/mine")).await;
+    }
+    for (index, one) in forks.sandboxes.iter().chain([&sandbox]).enumerate() {
+        assert_eq!(text_of(one, "cat /opt/mine").await, format!("{index}\n"));
+    }
+    drop(running);
+    for fork in forks.sandboxes {
+        fork.kill().await;
+    }
+    sandbox.kill().await;
+}
