@@ -129,7 +129,7 @@ impl Place {
     /// Starts a resident called `id` over the snapshot that `config` names, and waits until it takes orders.
     ///
     /// # Errors
-    /// As for [`Place::spawn`]; [`MonitorError::Ended`] when the snapshot cannot be used here.
+    /// As for [`Place::spawn`]. Whether the snapshot can be used here shows [`Resident::ready`].
     pub async fn hold(&self, id: &str, config: &VmmConfig, recorder: &Recorder) -> Result<Resident, MonitorError> {
         match self {
             Self::Native { vmm } => {

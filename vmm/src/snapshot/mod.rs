@@ -2,7 +2,7 @@
 //! A stopped VM as data: what KVM held of it and what its devices held.
 //!
 //! [`VmState`] is what a resident keeps, and builds forks from, without ever encoding it.
-//! [`format`] turns it into a file and back, [`codec`] is how that file's numbers are laid out,
+//! [`mod@format`] turns it into a file and back, [`codec`] is how that file's numbers are laid out,
 //! [`cpu`] says whether this host can go on with it, [`files`] writes state, memory and layers. Memory
 //! and the pages of overlays are in files of their own, which are mapped and never read whole.
 //!
