@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
@@ -52,7 +52,7 @@ fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
 /// # Errors
 /// Those of the file and of the stream; `InvalidData` for an extent that is too long or does not lie in order.
 pub(super) async fn receive(from: &mut (impl AsyncRead + Unpin), path: &Path) -> io::Result<()> {
-    let file = File::create_new(path)?;
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let mut buffer = vec![0; EXTENT_MAX_BYTES];
     let mut at = 0;
     loop {

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -233,7 +234,9 @@ impl Resident {
                     .map_err(emulated("write a snapshot"));
             }
         };
-        let made: Result<Vec<File>, _> = files.all().map(File::create_new).collect();
+        // A guest's memory is its user's own.
+        let private = |path| File::options().write(true).create_new(true).mode(0o600).open(path);
+        let made: Result<Vec<File>, _> = files.all().map(private).collect();
         let made = made.map_err(local(ACTION))?;
         let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
         match orders.order(&Order::Save {}, &descriptors, SAVING).await.map_err(refused(ACTION))? {
