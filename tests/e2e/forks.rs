@@ -22,12 +22,15 @@ fn name(what: &str) -> String {
     format!("e2e-{what}-{}", std::process::id())
 }
 
+/// Counts in `/tmp/count`, which has a number in it whenever it is looked at.
+const COUNTING: &str = "i=0; while :; do i=$((i+1)); echo $i > /tmp/next; mv /tmp/next /tmp/count; sleep 0.05; done";
+
 fn template_from_the_command_line(context: &Context) {
     let name = format!("{}-{}", name("cli"), context.scaled("native", "emulated"));
-    let warm = "echo ready; i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done";
+    let warm = format!("echo 0 > /tmp/count; echo ready; {COUNTING}");
     let setup = "echo kept > /opt/kept; echo from-setup";
     let limit = Duration::from_secs(300);
-    let create = ["template", "create", &name, "--mem", "256", "--disk", "256", "--setup", setup, "--warm", warm];
+    let create = ["template", "create", &name, "--mem", "256", "--disk", "256", "--setup", setup, "--warm", &warm];
     context.midge(create).limit(limit).run().says(&["from-setup", "ready"]).code(0);
     context.midge(["template", "create", &name]).limit(limit).run().says(&["already", "remove"]).code(125);
     context.midge(["template", "list"]).run().code(0);
@@ -107,8 +110,7 @@ pub(crate) async fn held() {
 pub(crate) async fn live() {
     let sandbox = small().forkable().start().await.expect("starts");
     text_of(&sandbox, "echo before > /opt/file").await;
-    let loops = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.05; done";
-    let running = sandbox.exec(Exec::new(["sh", "-c", loops]).user("root")).await.expect("starts");
+    let running = sandbox.exec(Exec::new(["sh", "-c", COUNTING]).user("root")).await.expect("starts");
     text_of(&sandbox, "while ! test -s /tmp/count; do sleep 0.05; done").await;
     let forks = sandbox.fork(2).await.expect("forks");
     assert!(forks.pause.pause_us > 0 && forks.sandboxes.len() == 2);
