@@ -31,17 +31,43 @@ fn run(kind: &str, deed: &str) -> ExitStatus {
 
 #[test]
 fn what_a_policy_does_not_list_kills_the_process() {
-    for kind in ["main", "vcpu", "block"] {
-        for deed in ["open a file", "use the network", "start a program", "start a thread", "map code"] {
+    let everybody = ["open a file", "use the network", "start a program", "map code", "leave its namespaces"];
+    for kind in ["main", "vcpu", "block", "resident"] {
+        for deed in everybody {
             let status = run(kind, deed);
             assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind} may {deed}: {status}");
         }
+    }
+    for kind in ["main", "vcpu", "block"] {
+        for deed in ["start a thread", "make a twin", "lock in as a resident"] {
+            let status = run(kind, deed);
+            assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind} may {deed}: {status}");
+        }
+    }
+    let status = run("resident", "make a twin in namespaces of its own");
+    assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
+}
+
+#[test]
+fn a_resident_can_make_twins_and_threads_which_lock_themselves_in() {
+    for deed in ["start a thread", "make a twin", "ask for clone3"] {
+        let status = run("resident", deed);
+        assert_eq!(status.code(), Some(SURVIVED), "{deed}: {status}");
+    }
+}
+
+/// A fork of a fork of a fork is a resident's twin each time, and every filter costs every call.
+#[test]
+fn locking_in_twice_as_the_same_kind_adds_no_filter() {
+    for kind in ["block", "resident"] {
+        let status = run(kind, "lock in again");
+        assert_eq!(status.code(), Some(SURVIVED), "{kind}: {status}");
     }
 }
 
 #[test]
 fn what_every_thread_needs_is_listed() {
-    for kind in ["main", "vcpu", "block"] {
+    for kind in ["main", "vcpu", "block", "resident"] {
         let status = run(kind, "allocate and wait");
         assert_eq!(status.code(), Some(SURVIVED), "{kind}: {status}");
     }
@@ -64,8 +90,10 @@ fn child() {
     let kind = match kind {
         "main" => Thread::Main,
         "vcpu" => Thread::Vcpu,
+        "resident" => Thread::Resident,
         _ => Thread::Block,
     };
+    let [before, after] = ["before", "after"].map(|_| File::open("/proc/self/status").unwrap());
     let disk = deed.starts_with("use a disk").then(|| open_disk(deed.ends_with("file")));
     lock_in(kind).unwrap();
     if let Some(disk) = disk {
@@ -78,6 +106,18 @@ fn child() {
         "start a program" => drop(Command::new("/bin/true").status()),
         "start a thread" => drop(std::thread::Builder::new().spawn(|| ())),
         "map code" => map_code(),
+        "leave its namespaces" => raw_call(libc::SYS_unshare, [NEW_USER, 0]),
+        "make a twin" => drop(midge_vmm::sys::fork().unwrap()),
+        "make a twin in namespaces of its own" => raw_call(libc::SYS_clone, [NEW_USER | 17, 0]),
+        "ask for clone3" => raw_call(libc::SYS_clone3, [0, 0]),
+        "lock in as a resident" => lock_in(Thread::Resident).unwrap(),
+        "lock in again" => {
+            let first = filters(&after);
+            (0..3).for_each(|_| lock_in(kind).unwrap());
+            if filters(&before) != first {
+                std::process::exit(1);
+            }
+        }
         _ => {
             let blocks: Vec<Vec<u8>> = (0..64).map(|n| vec![1; 1 << (n % 22)]).collect();
             drop(blocks);
@@ -85,6 +125,24 @@ fn child() {
         }
     }
     std::process::exit(SURVIVED);
+}
+
+/// CLONE_NEWUSER.
+const NEW_USER: i64 = 0x1000_0000;
+
+/// A call past the library, which would ask for more than this.
+#[expect(unsafe_code, reason = "a system call by its number")]
+fn raw_call(number: i64, [first, second]: [i64; 2]) {
+    // SAFETY: neither call touches memory of this process.
+    unsafe { libc::syscall(number, first, second, 0, 0, 0) };
+}
+
+/// How many filters this thread has, from a file that was opened before it had.
+fn filters(status: &File) -> String {
+    let mut text = [0; 8192];
+    let len = rustix::io::read(status, &mut text).unwrap();
+    let text = String::from_utf8_lossy(&text[..len]).into_owned();
+    text.lines().find(|line| line.starts_with("Seccomp_filters:")).unwrap().to_owned()
 }
 
 const DISK_BYTES: u64 = 1 << 20;

@@ -34,6 +34,7 @@ pub(crate) struct Held {
     seen: Vec<Value>,
     /// Only what was started by this process is its child.
     child: Option<Child>,
+    stderr: File,
     pub(crate) pid: u32,
     has_vsock: bool,
     pub(crate) dir: TempDir,
@@ -67,10 +68,12 @@ impl Held {
                 }
             }
         });
-        let stderr = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
+        let stderr = tempfile::tempfile().unwrap();
+        let their_stderr = stderr.try_clone().unwrap();
         let dir = TempDir::new().unwrap();
-        let held = Self { control: Some(control), events, seen: Vec::new(), child: None, pid: 0, has_vsock, dir };
-        (held, [theirs, writer.into(), stderr])
+        let held =
+            Self { control: Some(control), events, seen: Vec::new(), child: None, stderr, pid: 0, has_vsock, dir };
+        (held, [theirs, writer.into(), their_stderr.into()])
     }
 
     /// Starts the binary; `config` adds to the least document.
@@ -267,13 +270,20 @@ impl Held {
 }
 
 impl Drop for Held {
+    /// Whatever a test was about: its processes end when their hosts let go, and without a fault
+    /// of their own.
     fn drop(&mut self) {
         self.control = None;
-        if let Some(child) = &mut self.child {
-            // Gone already is fine.
-            let _ = child.kill();
-            let _ = child.wait();
+        if std::thread::panicking() || self.pid == 0 {
+            self.child.as_mut().map(Child::kill);
+        } else {
+            self.wait_end();
+            let mut said = vec![0; 4096];
+            let len = self.stderr.read_at(&mut said, 0).unwrap();
+            let said = String::from_utf8_lossy(&said[..len]);
+            assert!(!said.contains("fatal") && !said.contains("panicked"), "{said}");
         }
+        self.child.as_mut().map(Child::wait);
     }
 }
 
