@@ -17,7 +17,7 @@ use midge_vmm::jail::{self, Thread};
 use midge_vmm::machine::kvm::Host;
 use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
-use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace};
+use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace, chain};
 use midge_vmm::vm::devices::{self, Backends};
 use midge_vmm::vm::resident::Resident;
 use midge_vmm::vm::restore::AtRest;
@@ -185,14 +185,7 @@ fn read_file(path: &std::ffi::OsStr) -> io::Result<Vec<u8>> {
 
 /// An ending without a VM: the error and its causes in one line.
 fn failed(reason: Reason, what: &str, error: &dyn std::error::Error) -> Ending {
-    let mut detail = what.to_owned();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if !detail.is_empty() {
-            detail.push_str(": ");
-        }
-        detail.push_str(&error.to_string());
-        cause = error.source();
-    }
+    let causes = chain(error);
+    let detail = if what.is_empty() { causes } else { format!("{what}: {causes}") };
     Ending { reason, detail, console_tail: Vec::new(), exits: ExitCounts::default() }
 }

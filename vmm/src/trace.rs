@@ -161,6 +161,17 @@ impl Trace {
     }
 }
 
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// Writes one line of guest console output.
 pub fn console_line(text: &str, out: &mut dyn Write) {
     let mut line = Vec::new();

@@ -112,7 +112,6 @@ pub struct Vm {
     events: Events,
     inbox: Rc<Inbox>,
     devices: Devices,
-    has_console: bool,
     /// What forks need of it, where it may have any.
     forkable: Option<(Arc<Host>, VmmConfig)>,
 }
@@ -214,8 +213,7 @@ impl Vm {
         let inbox = control.inbox();
         let events = make_events(control, &devices)?;
         let forkable = config.is_forkable().then(|| (kvm, config.clone()));
-        let has_console = config.console() == ConsoleMode::On;
-        Ok(Self { machine, ram, kernel_range, shared, threads, output, events, inbox, devices, has_console, forkable })
+        Ok(Self { machine, ram, kernel_range, shared, threads, output, events, inbox, devices, forkable })
     }
 
     /// Locks in the calling thread, runs the guest to its end and says what that was.

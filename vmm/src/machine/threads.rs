@@ -198,30 +198,26 @@ impl Threads {
             Report::Paused(index, of, is_at_rest) if of == number => Some((index, Ok(is_at_rest))),
             _ => None,
         });
-        self.or_go_on(rest).map(|all| all.into_iter().all(|is_at_rest| is_at_rest))
+        let rest = rest.inspect_err(|_| self.go_on())?;
+        Ok(rest.into_iter().all(|is_at_rest| is_at_rest))
     }
 
     /// The states of vCPUs that are paused, in order. Nothing may interrupt them from here on that
     /// is to be in their states: devices are brought to a stand before.
     ///
     /// # Errors
-    /// [`PauseError`]; then the vCPUs go on by themselves.
+    /// [`PauseError`]; the vCPUs go on waiting.
     pub fn save(&self) -> Result<Vec<VcpuState>, PauseError> {
         let number = self.shared.pause_number();
         self.shared.ask_to_save();
-        let states = self.collect(
+        self.collect(
             |_| (),
             &mut || (),
             |report| match report {
                 Report::State(index, of, state) if of == number => Some((index, *state)),
                 _ => None,
             },
-        );
-        self.or_go_on(states)
-    }
-
-    fn or_go_on<T>(&self, result: Result<T, PauseError>) -> Result<T, PauseError> {
-        result.inspect_err(|_| self.go_on())
+        )
     }
 
     /// Waits for a report of every thread that `pick` takes.

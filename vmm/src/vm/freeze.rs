@@ -13,9 +13,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::resident::{Resident, Streams};
 use super::restore::AtRest;
 use super::{Vm, VmError, host};
+use crate::config::ConsoleMode;
 use crate::orders::{Answer, Lifeline, Order, Received};
 use crate::snapshot::{DiskState, VmState};
 use crate::sys;
+use crate::trace::chain;
 
 /// How often a guest is let go on that does not rest when it is to be frozen.
 const REST_TRIES: u32 = 100;
@@ -50,7 +52,7 @@ impl Vm {
                     fork_us: micros(pause.fork),
                 },
                 Ok(Twin::Second(resident)) => return Some(resident),
-                Err(error) => failed(in_one_line(&error)),
+                Err(error) => failed(chain(&error)),
             },
             Ok(Order::Fork { .. } | Order::Save {}) => {
                 failed("this process runs a VM: freeze it, and give the order to the resident".to_owned())
@@ -66,10 +68,11 @@ impl Vm {
         let Ok([control, events, stderr]) = <[_; 3]>::try_from(descriptors) else {
             return Err(refuse("it takes 3 descriptors"));
         };
-        if self.forkable.is_none() {
+        let Some((_, config)) = &self.forkable else {
             return Err(refuse("it was started without `forkable`"));
-        }
-        if self.has_console {
+        };
+        let has_console = config.console() == ConsoleMode::On;
+        if has_console {
             return Err(refuse("a VM with a console has no twin: start it without"));
         }
         let control = Lifeline::new(control);
@@ -86,7 +89,7 @@ impl Vm {
             let state = VmState {
                 mem_bytes: self.ram.iter().map(|region| region.len()).sum(),
                 kernel_range: self.kernel_range,
-                has_console: self.has_console,
+                has_console,
                 machine,
                 vcpus,
                 disks: Vec::new(),
@@ -127,7 +130,6 @@ impl Vm {
     fn twin(&mut self, state: VmState, disks: &[DiskState], streams: Streams, begun: Instant) -> Result<Twin, VmError> {
         let save = begun.elapsed();
         let forking = Instant::now();
-        sys::ignore_children();
         if let Some(pid) = sys::fork().map_err(host("making a process"))? {
             return Ok(Twin::First(Pause { pid, whole: Duration::ZERO, save, fork: forking.elapsed() }));
         }
@@ -156,15 +158,4 @@ impl Vm {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// An error and its causes.
-fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
