@@ -15,6 +15,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
     recv, sendmsg, shutdown, socketpair,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -208,9 +209,20 @@ fn printable(text: &str) -> String {
 /// # Errors
 /// The runtime's.
 #[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same while it is registered")]
-pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names one open descriptor until it is dropped, and the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// A descriptor of the process `pid`, readable once it is gone; for one that a monitor has just made, and that nobody
+/// but the kernel reaps. Should it be gone already this is ESRCH, or in theory a stranger that was started in this very
+/// moment.
+///
+/// # Errors
+/// The kernel's; `InvalidData` for what is no process id.
+pub(crate) fn process(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    watched(pidfd_open(raw, PidfdFlags::empty())?, Interest::READABLE)
 }
 
 /// What is heard of a process that a monitor makes: its events, its stderr.

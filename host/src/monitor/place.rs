@@ -7,10 +7,9 @@ use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::watch as channel;
 
 use super::native::Talk;
-use super::watch::{Clock, Outlets, watch};
+use super::watch::{Clock, Heard, gone, listen};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
 use crate::timeline::Recorder;
@@ -102,28 +101,21 @@ impl Place {
         recorder: &Recorder,
         console: Option<ConsoleSender>,
     ) -> Result<Monitor, MonitorError> {
-        let (ended_sender, ended) = channel::channel(None);
-        let (reaped_sender, reaped) = channel::channel(false);
-        let outlets =
-            |clock| Outlets { recorder: recorder.clone(), clock, console, ended: ended_sender, reaped: reaped_sender };
         recorder.note("spawn");
-        let life = match self {
+        let (life, Heard { ended, reaped }) = match self {
             Self::Native { vmm } => {
                 let line = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
                 let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line, talk(config))?;
-                let status = async move { status.await.ok() };
-                tokio::spawn(watch(events, stderr, status, outlets(Clock::Ours)));
-                Life::Native(process)
+                let heard = listen(events, stderr, gone(status), recorder, Clock::Ours, console);
+                (Life::Native(process), heard)
             }
             Self::Emulated(host) => {
                 let start = "start a monitor";
                 let line =
                     line(config).map_err(|source| MonitorError::Emulated { action: start, source: source.into() })?;
-                let RemoteMonitor { events, stderr, status, lifeline } =
-                    host.spawn(id, &line, config.forkable).await.map_err(emulated(start))?;
-                let status = async move { status.await.ok() };
-                tokio::spawn(watch(events, stderr, status, outlets(Clock::Foreign)));
-                Life::Remote(Remote::new(Arc::clone(host), id, lifeline))
+                let monitor = host.spawn(id, &line, config.forkable).await.map_err(emulated(start))?;
+                let (remote, heard) = Remote::new(host, id, monitor, recorder, console);
+                (Life::Remote(remote), heard)
             }
         };
         let dialer = Dialer::new(self.clone(), id, socket);
@@ -153,8 +145,17 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(host: Arc<EmulatedHost>, id: &str, lifeline: OwnedWriteHalf) -> Self {
-        Self { host, id: id.to_owned(), lifeline: Some(lifeline) }
+    /// Takes over a monitor that was made on `host` under this name, and listens to it.
+    pub(super) fn new(
+        host: &Arc<EmulatedHost>,
+        id: &str,
+        monitor: RemoteMonitor,
+        recorder: &Recorder,
+        console: Option<ConsoleSender>,
+    ) -> (Self, Heard) {
+        let RemoteMonitor { events, stderr, status, lifeline } = monitor;
+        let heard = listen(events, stderr, gone(status), recorder, Clock::Foreign, console);
+        (Self { host: Arc::clone(host), id: id.to_owned(), lifeline: Some(lifeline) }, heard)
     }
 
     pub(super) fn host(&self) -> &Arc<EmulatedHost> {

@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
 use tokio::sync::watch as channel;
 
 use super::native::{self, Talk};
 use super::place::{Remote, emulated, line};
 use super::twin::Twin;
-use super::watch::{Clock, Outlets, watch};
+use super::watch::{Clock, Heard, gone, listen};
 use super::{Dialer, End, Life, Monitor, MonitorError, Place, VmmConfig};
 use crate::orders::{self, Answer, Order, OrderError, Orders, PROMPT, Pause, SAVING};
 use crate::timeline::Recorder;
@@ -52,12 +51,13 @@ pub struct Resident {
 
 /// What a resident says when it takes orders.
 const READY_STAGE: &str = "resident";
+
 #[derive(Debug)]
 enum ResidentLife {
     /// Made by a monitor of ours.
     Twin(Twin),
     /// A child of ours.
-    Child { process: native::Process, orders: Arc<Orders> },
+    Child(native::Process),
     /// On an emulated host, under this name.
     Remote(Remote),
 }
@@ -70,20 +70,14 @@ fn local(action: &'static str) -> impl Fn(std::io::Error) -> MonitorError {
     move |source| MonitorError::Order { action, source: source.into() }
 }
 
-/// The moment a process is heard of as gone, and everything it says until then.
-fn listen(
-    events: impl AsyncRead + Unpin + Send + 'static,
-    stderr: impl AsyncRead + Unpin + Send + 'static,
-    status: impl Future<Output = Option<std::process::ExitStatus>> + Send + 'static,
-    recorder: &Recorder,
-    clock: Clock,
-) -> (channel::Receiver<Option<Arc<End>>>, channel::Receiver<bool>) {
-    let (ended_sender, ended) = channel::channel(None);
-    let (reaped_sender, reaped) = channel::channel(false);
-    let outlets =
-        Outlets { recorder: recorder.clone(), clock, console: None, ended: ended_sender, reaped: reaped_sender };
-    tokio::spawn(watch(events, stderr, status, outlets));
-    (ended, reaped)
+/// Nobody takes orders any more.
+fn gone_already(action: &'static str) -> impl Fn() -> MonitorError {
+    move || local(action)(std::io::ErrorKind::NotConnected.into())
+}
+
+/// An answer to another order.
+fn unexpected(action: &'static str, answer: &Answer) -> MonitorError {
+    refused(action)(OrderError::Unexpected { answer: format!("{answer:?}") })
 }
 
 impl Monitor {
@@ -98,9 +92,8 @@ impl Monitor {
         if let Life::Remote(remote) = &self.life {
             let host = remote.host();
             let (monitor, pause) = host.freeze(remote.id(), id).await.map_err(emulated("freeze a VM"))?;
-            let status = async move { monitor.status.await.ok() };
-            let (ended, _) = listen(monitor.events, monitor.stderr, status, &silent, Clock::Foreign);
-            let life = ResidentLife::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
+            let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, &silent, None);
+            let life = ResidentLife::Remote(remote);
             return Ok((Resident { place: Place::Emulated(Arc::clone(host)), life, recorder: silent, ended }, pause));
         }
         let orders =
@@ -109,10 +102,10 @@ impl Monitor {
         let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
         let (pid, pause) = match answer.map_err(refused(ACTION))? {
             Answer::Frozen { pid, pause } => (pid, pause),
-            other => return Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+            other => return Err(unexpected(ACTION, &other)),
         };
         let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
-        let (ended, _) = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours);
+        let Heard { ended, .. } = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours, None);
         let life = ResidentLife::Twin(twin);
         Ok((Resident { place: self.dialer.place().clone(), life, recorder: silent, ended }, pause))
     }
@@ -127,30 +120,26 @@ impl Monitor {
 }
 
 impl Place {
-    /// Starts a resident called `id` over the snapshot that `config` names, and waits until it takes orders.
+    /// Starts a resident called `id` over the snapshot that `config` names. It takes orders once it is
+    /// [`ready`](Resident::ready).
     ///
     /// # Errors
-    /// As for [`Place::spawn`]. Whether the snapshot can be used here shows [`Resident::ready`].
+    /// As for [`Place::spawn`].
     pub async fn hold(&self, id: &str, config: &VmmConfig, recorder: &Recorder) -> Result<Resident, MonitorError> {
         match self {
             Self::Native { vmm } => {
                 let text = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
                 let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text, Talk::Orders)?;
-                let status = async move { status.await.ok() };
-                let (ended, _) = listen(events, stderr, status, recorder, Clock::Ours);
-                let Some(orders) = process.orders() else {
-                    return Err(local("starting a resident")(std::io::ErrorKind::NotConnected.into()));
-                };
-                let life = ResidentLife::Child { process, orders };
+                let Heard { ended, .. } = listen(events, stderr, gone(status), recorder, Clock::Ours, None);
+                let life = ResidentLife::Child(process);
                 Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
             }
             Self::Emulated(host) => {
                 let text = line(config)
                     .map_err(|source| MonitorError::Emulated { action: "start a resident", source: source.into() })?;
                 let monitor = host.spawn(id, &text, true).await.map_err(emulated("start a resident"))?;
-                let status = async move { monitor.status.await.ok() };
-                let (ended, _) = listen(monitor.events, monitor.stderr, status, recorder, Clock::Foreign);
-                let life = ResidentLife::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
+                let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, recorder, None);
+                let life = ResidentLife::Remote(remote);
                 Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
             }
         }
@@ -177,7 +166,16 @@ impl Resident {
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
             ResidentLife::Twin(twin) => Some(twin.pid()),
-            ResidentLife::Child { process, .. } => Some(process.pid()),
+            ResidentLife::Child(process) => Some(process.pid()),
+            ResidentLife::Remote(_) => None,
+        }
+    }
+
+    /// Where it takes orders, where it is a process of this machine.
+    fn orders(&self) -> Option<Arc<Orders>> {
+        match &self.life {
+            ResidentLife::Twin(twin) => Some(twin.orders()),
+            ResidentLife::Child(process) => process.orders(),
             ResidentLife::Remote(_) => None,
         }
     }
@@ -190,18 +188,13 @@ impl Resident {
         const ACTION: &str = "forking a VM";
         recorder.note("fork");
         let dialer = Dialer::new(self.place.clone(), id, socket);
-        let orders = match &self.life {
-            ResidentLife::Twin(twin) => twin.orders(),
-            ResidentLife::Child { orders, .. } => Arc::clone(orders),
-            ResidentLife::Remote(remote) => {
-                let host = remote.host();
-                let monitor = host.fork(remote.id(), id).await.map_err(emulated("fork a VM"))?;
-                let status = async move { monitor.status.await.ok() };
-                let (ended, reaped) = listen(monitor.events, monitor.stderr, status, recorder, Clock::Foreign);
-                let life = Life::Remote(Remote::new(Arc::clone(host), id, monitor.lifeline));
-                return Ok(Monitor { dialer, ended, reaped, life });
-            }
-        };
+        if let ResidentLife::Remote(remote) = &self.life {
+            let host = remote.host();
+            let monitor = host.fork(remote.id(), id).await.map_err(emulated("fork a VM"))?;
+            let (remote, Heard { ended, reaped }) = Remote::new(host, id, monitor, recorder, None);
+            return Ok(Monitor { dialer, ended, reaped, life: Life::Remote(remote) });
+        }
+        let orders = self.orders().ok_or_else(gone_already(ACTION))?;
         let listener =
             UnixListener::bind(socket).map_err(|source| MonitorError::Listen { path: socket.to_owned(), source })?;
         let (near, far) = orders::streams().map_err(local(ACTION))?;
@@ -210,10 +203,10 @@ impl Resident {
         let answer = orders.order(&order, &[control, events, stderr, listener.as_fd()], PROMPT).await;
         let pid = match answer.map_err(refused(ACTION))? {
             Answer::Forked { pid } => pid,
-            other => return Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+            other => return Err(unexpected(ACTION, &other)),
         };
         let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
-        let (ended, reaped) = listen(near.events, near.stderr, twin.gone(), recorder, Clock::Ours);
+        let Heard { ended, reaped } = listen(near.events, near.stderr, twin.gone(), recorder, Clock::Ours, None);
         Ok(Monitor { dialer, ended, reaped, life: Life::Twin(twin) })
     }
 
@@ -223,17 +216,11 @@ impl Resident {
     /// [`MonitorError::Order`]: a file cannot be made, the disk is full.
     pub async fn save(&self, files: &SnapshotFiles) -> Result<u64, MonitorError> {
         const ACTION: &str = "writing the snapshot";
-        let orders = match &self.life {
-            ResidentLife::Twin(twin) => twin.orders(),
-            ResidentLife::Child { orders, .. } => Arc::clone(orders),
-            ResidentLife::Remote(remote) => {
-                return remote
-                    .host()
-                    .save(remote.id(), &files.all().cloned().collect::<Vec<_>>())
-                    .await
-                    .map_err(emulated("write a snapshot"));
-            }
-        };
+        if let ResidentLife::Remote(remote) = &self.life {
+            let files: Vec<PathBuf> = files.all().cloned().collect();
+            return remote.host().save(remote.id(), &files).await.map_err(emulated("write a snapshot"));
+        }
+        let orders = self.orders().ok_or_else(gone_already(ACTION))?;
         // A guest's memory is its user's own.
         let private = |path| File::options().write(true).create_new(true).mode(0o600).open(path);
         let made: Result<Vec<File>, _> = files.all().map(private).collect();
@@ -241,7 +228,7 @@ impl Resident {
         let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
         match orders.order(&Order::Save {}, &descriptors, SAVING).await.map_err(refused(ACTION))? {
             Answer::Saved { memory_bytes } => Ok(memory_bytes),
-            other => Err(refused(ACTION)(OrderError::Unexpected { answer: format!("{other:?}") })),
+            other => Err(unexpected(ACTION, &other)),
         }
     }
 }

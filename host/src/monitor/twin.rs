@@ -6,11 +6,10 @@ use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
-use crate::orders::{Orders, watched};
+use crate::orders::{Orders, process};
 
 /// A process that is held by its control socket and known by a descriptor.
 #[derive(Debug)]
@@ -23,11 +22,7 @@ pub(super) struct Twin {
 impl Twin {
     /// The process `pid`, which a monitor has just made and tied to `orders`.
     pub(super) fn new(pid: u32, orders: Arc<Orders>) -> io::Result<Self> {
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        // Nobody reaps it but the kernel, which may have done so: then this is ESRCH, or in theory a stranger that was
-        // started in this very moment.
-        let pidfd = watched(pidfd_open(raw, PidfdFlags::empty())?, Interest::READABLE)?;
-        Ok(Self { orders, pidfd: Arc::new(pidfd), pid })
+        Ok(Self { orders, pidfd: Arc::new(process(pid)?), pid })
     }
 
     pub(super) fn pid(&self) -> u32 {

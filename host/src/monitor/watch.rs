@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::ConsoleSender;
 use super::end::End;
@@ -29,17 +29,46 @@ pub(super) enum Clock {
 }
 
 /// Where a monitor's news go.
-pub(super) struct Outlets {
-    pub(super) recorder: Recorder,
-    pub(super) clock: Clock,
-    pub(super) console: Option<ConsoleSender>,
-    pub(super) ended: watch::Sender<Option<Arc<End>>>,
-    pub(super) reaped: watch::Sender<bool>,
+struct Outlets {
+    recorder: Recorder,
+    clock: Clock,
+    console: Option<ConsoleSender>,
+    ended: watch::Sender<Option<Arc<End>>>,
+    reaped: watch::Sender<bool>,
+}
+
+/// What becomes known of a monitor that somebody listens to.
+pub(super) struct Heard {
+    /// How it ended.
+    pub(super) ended: watch::Receiver<Option<Arc<End>>>,
+    /// That its process is gone.
+    pub(super) reaped: watch::Receiver<bool>,
+}
+
+/// Listens in the background, until the monitor is gone.
+pub(super) fn listen(
+    events: impl AsyncRead + Unpin + Send + 'static,
+    stderr: impl AsyncRead + Unpin + Send + 'static,
+    status: impl Future<Output = Option<ExitStatus>> + Send + 'static,
+    recorder: &Recorder,
+    clock: Clock,
+    console: Option<ConsoleSender>,
+) -> Heard {
+    let (ended_sender, ended) = watch::channel(None);
+    let (reaped_sender, reaped) = watch::channel(false);
+    let outlets = Outlets { recorder: recorder.clone(), clock, console, ended: ended_sender, reaped: reaped_sender };
+    tokio::spawn(watch(events, stderr, status, outlets));
+    Heard { ended, reaped }
+}
+
+/// A status that arrives once the process is gone, if it does.
+pub(super) async fn gone(status: oneshot::Receiver<ExitStatus>) -> Option<ExitStatus> {
+    status.await.ok()
 }
 
 /// Runs until the monitor is gone. `status` resolves when its process was reaped, or to `None` when that
 /// cannot be known.
-pub(super) async fn watch<E, R, S>(events: E, stderr: R, status: S, mut outlets: Outlets)
+async fn watch<E, R, S>(events: E, stderr: R, status: S, mut outlets: Outlets)
 where
     E: AsyncRead + Unpin,
     R: AsyncRead + Unpin,

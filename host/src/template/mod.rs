@@ -145,11 +145,8 @@ impl Template {
         let mut config = self.store.config(&self.record, true).map_err(failed)?;
         let made = Arc::new(self.made(&place, config.clone()));
         config.forkable = is_forkable;
-        let run_dir = new_run_dir()?;
-        if let Some(vsock) = &mut config.vsock {
-            vsock.uds = run_dir.socket();
-        }
         let recorder = Recorder::new();
+        // Its socket is nobody's: every fork gets one of its own.
         let resident = place.hold(&new_id(), &config, &recorder).await?;
         resident
             .ready(HOLD_MAX)

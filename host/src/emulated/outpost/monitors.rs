@@ -13,9 +13,8 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader, Interest};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -224,10 +223,8 @@ async fn follow(
 
 /// Waits until a process that is no child of ours is gone.
 async fn gone(pid: u32) {
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pidfd = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok());
-    if let Some(pidfd) = pidfd.and_then(|pidfd| orders::watched(pidfd, Interest::READABLE).ok()) {
-        let _ = pidfd.readable().await;
+    if let Ok(process) = orders::process(pid) {
+        let _ = process.readable().await;
     }
 }
 
