@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a boot may cost, as a file in the tree that a bench is held against. Only counts are: instructions of an emulated
-//! host and exits, which come out the same on every machine. Times never are.
+//! host and exits, which do not depend on how fast or how busy a machine is. Times never are.
 
 use std::collections::BTreeMap;
 use std::fmt;

