@@ -66,12 +66,14 @@ pub enum CountedError {
     NoResult,
 }
 
-/// Runs the bench in an emulated host of which `midge` is the first process; `watch` is told of its boots.
+/// Runs the bench in an emulated host of which `midge` is the first process, on a processor that QEMU calls `cpu`;
+/// `watch` is told of its boots.
 ///
 /// # Errors
 /// [`CountedError`]: what cannot be prepared, and the first run that fails.
 pub fn boot_counted(
     options: &BootOptions,
+    cpu: &str,
     cache: &Cache,
     midge: &Path,
     watch: &dyn Watch,
@@ -86,6 +88,7 @@ pub fn boot_counted(
         initramfs: &archive,
         mem_mib: MEM_MIB + options.mem_mib + 3 * size_mib,
         silence_max: SILENCE_MAX,
+        cpu,
     };
     watch.begin("booting in the emulated host", u64::from(options.boots()));
     let mut last = None;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use midge::bench::{BootOptions, BootReport, Budget, Contender, boot, boot_counted, svg};
 use midge::cache::Cache;
+use midge::emulated::counted::CPU;
 use midge::error::chain;
 use midge::initramfs;
 use midge::kernel::{self, Flavour};
@@ -49,6 +50,12 @@ struct BootArgs {
     /// Count instructions in an emulated host instead of timing on this machine's KVM
     #[arg(long)]
     emulated: bool,
+
+    /// The emulated host's processor, in QEMU's words. The default hides that it copies quickly byte by byte, as each
+    /// byte would count as an instruction
+    #[arg(long, value_name = "CPU", requires = "emulated", conflicts_with_all = ["budget", "write_budget"],
+        default_value = CPU)]
+    emulated_cpu: String,
 
     /// Fail when Midge's boot takes more instructions or exits than this file allows
     #[arg(long, value_name = "FILE", requires = "emulated")]
@@ -114,7 +121,7 @@ fn measure(args: &BootArgs) -> Result<BootReport, Failure> {
         limit: Duration::from_secs(args.limit.max(1)),
     };
     if args.emulated {
-        return Ok(boot_counted(&options, &cache, &binaries::midge()?, &bar)?);
+        return Ok(boot_counted(&options, &args.emulated_cpu, &cache, &binaries::midge()?, &bar)?);
     }
     bar.begin("booting", u64::from(options.boots()));
     let report = boot(&options, &mut |done, _| bar.at(u64::from(done)));

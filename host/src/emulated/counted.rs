@@ -17,7 +17,7 @@ use super::{EmulatedError, qemu};
 /// As other emulated hosts have, but Linux must not think that it copies quickly byte by byte (`rep movsb`): each byte would
 /// count as an instruction, and a quarter of a boot would be the filling and clearing of pages. Without the promise it
 /// moves eight bytes an instruction.
-const CPU: &str = "max,-la57,-erms,-fsrm";
+pub const CPU: &str = "max,-la57,-erms,-fsrm";
 /// A clock of one nanosecond an instruction has this frequency.
 const TSC_KHZ: u64 = 1_000_000;
 /// Lines of its console that wait for whoever reads them.
@@ -36,6 +36,8 @@ pub struct CountedHost<'a> {
     pub mem_mib: u64,
     /// Longest it may be silent, by this machine's clock.
     pub silence_max: Duration,
+    /// Its processor, in QEMU's words: [`CPU`] unless another one is to be compared.
+    pub cpu: &'a str,
 }
 
 impl CountedHost<'_> {
@@ -59,7 +61,7 @@ impl CountedHost<'_> {
             initramfs: self.initramfs,
             mem_mib: self.mem_mib,
             cpus: 1,
-            cpu: CPU,
+            cpu: self.cpu,
             tsc_khz: TSC_KHZ,
             words: std::ffi::OsString::new(),
         });
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     fn host(silence_max: Duration) -> CountedHost<'static> {
-        CountedHost { kernel: Path::new("/k"), initramfs: Path::new("/i"), mem_mib: 64, silence_max }
+        CountedHost { kernel: Path::new("/k"), initramfs: Path::new("/i"), mem_mib: 64, silence_max, cpu: CPU }
     }
 
     fn run(script: &str, silence_max: Duration) -> (Vec<String>, Result<(), EmulatedError>) {

@@ -38,7 +38,7 @@ pub(super) struct Machine<'a> {
     pub(super) mem_mib: u64,
     pub(super) cpus: u32,
     /// Its processor, as QEMU names it.
-    pub(super) cpu: &'static str,
+    pub(super) cpu: &'a str,
     /// Frequency of its time-stamp counter.
     pub(super) tsc_khz: u64,
     /// More for its kernel's command line.

@@ -2,6 +2,7 @@
 //! Tests of what is packed. Real counted benches are run by `./dev test`.
 
 use super::*;
+use crate::emulated::counted::CPU;
 use crate::progress::Silent;
 
 fn options(dir: &Path) -> BootOptions {
@@ -47,7 +48,7 @@ fn program_that_is_missing_is_named_before_anything_starts() {
     let cache = Cache::at(&dir.path().join("cache")).unwrap();
     let mut options = options(dir.path());
     options.runs = 0;
-    let error = boot_counted(&options, &cache, Path::new("/m"), &Silent).unwrap_err();
+    let error = boot_counted(&options, CPU, &cache, Path::new("/m"), &Silent).unwrap_err();
     assert!(matches!(error, CountedError::Bench(BenchError::Runs { .. })), "{error}");
     let text = find(Path::new("/nonexistent/fire")).unwrap_err().to_string();
     assert!(text.contains("/nonexistent/fire") && text.contains("No such file"), "{text}");
