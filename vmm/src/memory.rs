@@ -3,7 +3,7 @@
 //!
 //! One private mapping, anonymous or of a snapshot's file, aligned to 2 MiB so that the host can use huge pages for it
 //! (facts: a boot takes 334 page-fault exits with them, 4,515 without), cut into at most two
-//! regions around the MMIO gap below 4 GiB. It is never written here and never unmapped: it
+//! regions around the MMIO gap below 4 GiB. It is written here only to copy a snapshot, and never unmapped: it
 //! lives as long as the process, which is one VM.
 #![expect(unsafe_code, reason = "mmap and madvise of guest memory, before anyone refers to it")]
 
@@ -11,8 +11,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// The guest's RAM as every part of the monitor sees it; clones are cheap and share one mapping.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -86,10 +88,7 @@ pub fn allocate(len_bytes: u64, huge_pages: bool) -> Result<GuestRam, MemoryErro
 /// [`MemoryError::File`] when the file is not that long, [`MemoryError::Map`].
 pub fn map_file(file: &File, len_bytes: u64) -> Result<GuestRam, MemoryError> {
     let map = |source| MemoryError::Map { len_bytes, source };
-    let found = file.metadata().map_err(map)?.len();
-    if found != len_bytes {
-        return Err(MemoryError::File { found, len_bytes });
-    }
+    check_length(file, len_bytes)?;
     let len = usize::try_from(len_bytes).map_err(|_| MemoryError::Layout { len_bytes })?;
     let base = map_aligned(len).map_err(map)?;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -100,6 +99,48 @@ pub fn map_file(file: &File, len_bytes: u64) -> Result<GuestRam, MemoryError> {
         return Err(map(io::Error::last_os_error()));
     }
     regions(base, len_bytes)
+}
+
+/// Copies `len_bytes` of guest memory from such a file into huge pages; its holes are not read. For a process that is
+/// forked again and again: its pages are mapped before the first fork, and one fault of a fork's guest maps 2 MiB.
+///
+/// # Errors
+/// [`MemoryError::File`] when the file is not that long, [`MemoryError::Map`] when it cannot be read or there is no room.
+pub fn copy_file(file: &File, len_bytes: u64) -> Result<GuestRam, MemoryError> {
+    check_length(file, len_bytes)?;
+    let ram = allocate(len_bytes, true)?;
+    let mut before = 0;
+    for (start, len) in ranges(len_bytes) {
+        read_data(file, before, &ram, start, len).map_err(|source| MemoryError::Map { len_bytes, source })?;
+        before += len;
+    }
+    Ok(ram)
+}
+
+/// Reads `len` bytes from `offset` of `file` to `start` in guest memory, but for its holes.
+fn read_data(mut file: &File, offset: u64, ram: &GuestRam, start: u64, len: u64) -> io::Result<()> {
+    let end = offset + len;
+    let mut at = offset;
+    while at < end {
+        at = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < end => data,
+            // Nothing but a hole up to the end.
+            Ok(_) | Err(Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let hole = seek(file, SeekFrom::Hole(at))?.min(end);
+        seek(file, SeekFrom::Start(at))?;
+        let count = usize::try_from(hole - at).map_err(io::Error::other)?;
+        ram.read_exact_volatile_from(GuestAddress(start + (at - offset)), &mut file, count)
+            .map_err(io::Error::other)?;
+        at = hole;
+    }
+    Ok(())
+}
+
+fn check_length(file: &File, len_bytes: u64) -> Result<(), MemoryError> {
+    let found = file.metadata().map_err(|source| MemoryError::Map { len_bytes, source })?.len();
+    if found == len_bytes { Ok(()) } else { Err(MemoryError::File { found, len_bytes }) }
 }
 
 /// Cuts the mapping of `len_bytes` at `base` into the guest's regions.
@@ -143,7 +184,7 @@ fn map_aligned(len: usize) -> io::Result<*mut u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::GuestMemoryBackend;
 
     #[test]
     fn memory_below_the_gap_is_one_range_and_above_it_two() {
@@ -191,6 +232,33 @@ mod tests {
         assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_START - 8)).unwrap(), b"last low");
         assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_END)).unwrap(), b"1st high");
         assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_END + (4 << 20))).is_err());
+    }
+
+    #[test]
+    fn a_file_is_copied_where_it_has_data_and_stays_as_it_is() {
+        use std::os::unix::fs::FileExt;
+        let file = file_of(16 << 20);
+        for at in [0, (4 << 20) + 4096, (16 << 20) - 8] {
+            file.write_all_at(b"midge!!!", at).unwrap();
+        }
+        let ram = copy_file(&file, 16 << 20).unwrap();
+        for at in [0, (4 << 20) + 4096, (16 << 20) - 8] {
+            assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(at)).unwrap(), b"midge!!!");
+        }
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(8 << 20)).unwrap(), 0);
+        ram.write_obj(1_u64, GuestAddress(0)).unwrap();
+        assert_eq!(&ram.iter().next().unwrap().as_ptr().align_offset(HUGE_PAGE_BYTES), &0);
+        let mut found = [0; 8];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(&found, b"midge!!!");
+        assert!(matches!(copy_file(&file_of(4096), 16 << 20), Err(MemoryError::File { found: 4096, .. })));
+        assert!(copy_file(&file_of(16 << 20), 16 << 20).is_ok(), "nothing but a hole");
+        let len_bytes = MMIO_GAP_START + (4 << 20);
+        let file = file_of(len_bytes);
+        file.write_all_at(b"last low1st high", MMIO_GAP_START - 8).unwrap();
+        let ram = copy_file(&file, len_bytes).unwrap();
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_START - 8)).unwrap(), b"last low");
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(MMIO_GAP_END)).unwrap(), b"1st high");
     }
 
     #[test]

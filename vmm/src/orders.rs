@@ -14,6 +14,7 @@
 //! | `{"save":{}}`, to a resident | state, memory, one layer for each disk with an overlay | `{"saved":{"memory_bytes":N}}` |
 //! | any | | `{"failed":{"what":TEXT}}` |
 
+use std::cell::RefCell;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -88,7 +89,11 @@ pub struct Received {
 
 /// The monitor's end.
 #[derive(Debug)]
-pub struct ControlSocket(OwnedFd);
+pub struct ControlSocket {
+    fd: OwnedFd,
+    /// Room for a datagram, kept: a resident would touch its pages anew for each order, while its fork wants to run.
+    room: RefCell<Vec<u8>>,
+}
 
 impl ControlSocket {
     /// Takes a descriptor, if it is a socket that keeps datagrams apart.
@@ -96,7 +101,7 @@ impl ControlSocket {
     /// # Errors
     /// The descriptor, if it is anything else.
     pub fn new(fd: OwnedFd) -> Result<Self, OwnedFd> {
-        if socket_type(&fd) == Ok(SocketType::SEQPACKET) { Ok(Self(fd)) } else { Err(fd) }
+        if socket_type(&fd) == Ok(SocketType::SEQPACKET) { Ok(Self { fd, room: RefCell::default() }) } else { Err(fd) }
     }
 
     /// The first datagram as it is: the configuration.
@@ -121,10 +126,11 @@ impl ControlSocket {
     }
 
     fn receive_raw(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-        let mut bytes = vec![0; ORDER_MAX_BYTES];
+        let mut bytes = self.room.borrow_mut();
+        bytes.resize(ORDER_MAX_BYTES, 0);
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
-        let got = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let got = recvmsg(&self.fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         let mut descriptors = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -135,20 +141,19 @@ impl ControlSocket {
             let text = format!("a datagram of more than {ORDER_MAX_BYTES} bytes or {DESCRIPTORS_MAX} descriptors");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        bytes.truncate(got.bytes);
-        Ok((bytes, descriptors))
+        Ok((bytes.get(..got.bytes).unwrap_or_default().to_vec(), descriptors))
     }
 
     /// Answers. A host that is gone or does not listen is found out by the end of the socket.
     pub fn answer(&self, answer: &Answer) {
         if let Ok(text) = serde_json::to_vec(answer) {
-            let _ = send(&self.0, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            let _ = send(&self.fd, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         }
     }
 
     /// The descriptor, for whoever waits for it.
     pub fn descriptor(&self) -> &OwnedFd {
-        &self.0
+        &self.fd
     }
 }
 

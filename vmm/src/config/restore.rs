@@ -23,7 +23,7 @@ impl RestoreConfig {
     pub fn state(&self) -> &Path {
         &self.state
     }
-    /// Guest memory; mapped copy-on-write.
+    /// Guest memory; mapped copy-on-write, or copied into the huge pages of a resident.
     pub fn memory(&self) -> &Path {
         &self.memory
     }

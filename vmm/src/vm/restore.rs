@@ -98,7 +98,9 @@ impl AtRest {
         let shown = state.vcpus.first().map(|vcpu| vcpu.cpuid.as_slice()).unwrap_or_default();
         cpu::check(shown, &here).map_err(|source| RestoreError::Cpu { path, source })?;
         let memory = open(restore.memory())?;
-        let ram = memory::map_file(&memory, state.mem_bytes);
+        // Who is forked often pays once for what each of its forks is spared.
+        let fill = if restore.is_resident() && config.huge_pages() { memory::copy_file } else { memory::map_file };
+        let ram = fill(&memory, state.mem_bytes);
         let ram = ram.map_err(|source| RestoreError::Memory { path: restore.memory().to_owned(), source })?;
         let mut layers = Vec::with_capacity(restore.layers().len());
         for path in restore.layers() {
