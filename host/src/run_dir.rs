@@ -164,6 +164,13 @@ impl Drop for RunDir {
     }
 }
 
+/// [`sweep`] where run directories live; that it fails is no reason not to go on, and is logged.
+pub fn sweep_default() {
+    if let Err(error) = sweep(&default_base()) {
+        tracing::warn!(%error, "looking for what killed runs left behind");
+    }
+}
+
 /// Removes the directories of processes that are gone; returns how many.
 ///
 /// # Errors

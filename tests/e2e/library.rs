@@ -43,7 +43,7 @@ fn files_of_the_guest(context: &Context) {
 
 /// Runs a body below in a process of its own.
 pub(crate) fn inside(context: &Context, name: &str) {
-    context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(300)).run().code(0);
+    context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(900)).run().code(0);
     context.assert_nothing_left();
 }
 
@@ -60,6 +60,9 @@ pub(crate) fn body(name: &str) {
             "files" => files().await,
             "held" => crate::forks::held().await,
             "live" => crate::forks::live().await,
+            "warmed" => crate::templates::warmed().await,
+            "loaded" => crate::templates::loaded().await,
+            "crowded" => crate::templates::crowded().await,
             other => panic!("no body {other}"),
         }
     });

@@ -20,6 +20,7 @@ mod input;
 mod library;
 mod lifecycle;
 mod place;
+mod templates;
 mod workspace;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         contract::TESTS,
         library::TESTS,
         forks::TESTS,
+        templates::TESTS,
         workspace::TESTS,
         faults::TESTS,
         lifecycle::TESTS,

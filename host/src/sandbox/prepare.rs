@@ -138,11 +138,8 @@ impl Request {
         let scratch = scratch::ensure(&cache, self.disk_mib).map_err(|error| host("scratch disk")(error.into()))?;
         let initramfs =
             initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
-        let base = run_dir::default_base();
-        if let Err(error) = run_dir::sweep(&base) {
-            tracing::warn!(%error, "looking for what killed runs left behind");
-        }
-        let run_dir = RunDir::create(&base, cache.root())?;
+        run_dir::sweep_default();
+        let run_dir = RunDir::create(&run_dir::default_base(), cache.root())?;
         let workspace = self.workspace.as_deref().map(|dir| pack_workspace(dir, &run_dir, watch)).transpose()?;
         let parts = Parts {
             kernel,

@@ -32,7 +32,7 @@ pub use store::{Record, Store, StoreError};
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
 use crate::monitor::{Place, Resident};
-use crate::run_dir::new_id;
+use crate::run_dir::{self, new_id};
 use crate::sandbox::twin::{Made, new_run_dir};
 use crate::sandbox::{Defaults, Sandbox, Where};
 use crate::timeline::Recorder;
@@ -157,6 +157,7 @@ impl Template {
 
     /// Where its kernel runs: a machine's KVM that runs any kernel, or the one it was made on.
     async fn place(&self, place: Where) -> Result<Place, Error> {
+        run_dir::sweep_default();
         place.find_for_template(self.record.place == "native", &self.record.config).await
     }
 

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What becomes of templates and forks when something goes wrong, and how different copies are. The long rows are as long
+//! as `MIDGE_TEST_RUNS` says.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use midge::error::chain;
+use midge::exec::{Exec, Running};
+use midge::sandbox::{Builder, Sandbox, Where};
+use midge::template::{Held, Plan, Template};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::context::{Context, Outcome};
+use crate::harness::skip;
+use crate::library::inside;
+
+crate::tests!("templates":
+    Guest two_creations_of_one_name_make_one,
+    Guest creation_that_is_killed_leaves_a_whole_template_or_none,
+    Guest run_that_is_killed_leaves_its_template,
+    Guest full_disk_leaves_the_old_template,
+    Guest copies_of_warmed_programs_differ,
+    Guest copies_under_load_are_whole,
+    NativeGuest fork_without_processes_leaves_the_template,
+);
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn name(what: &str) -> String {
+    format!("e2e-{what}-{}", std::process::id())
+}
+
+/// How long a row is: `MIDGE_TEST_RUNS`, where the machine is fast enough for it.
+fn rounds(native: u64, emulated: u64) -> u64 {
+    let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|count| count.parse().ok());
+    if std::env::var_os("MIDGE_EMULATED_HOST").is_some() { emulated } else { asked.unwrap_or(native) }
+}
+
+fn create(context: &Context, name: &str) -> crate::context::Call {
+    context.midge(["template", "create", name, "--mem", "128", "--disk", "64"]).limit(LIMIT)
+}
+
+fn run(context: &Context, name: &str) -> Outcome {
+    context.midge(["run", "--template", name, "--", "echo", "whole"]).limit(LIMIT).run()
+}
+
+fn two_creations_of_one_name_make_one(context: &Context) {
+    let name = format!("{}-{}", name("two"), context.scaled("native", "emulated"));
+    let both = [create(context, &name).start(), create(context, &name).start()].map(crate::context::Running::finish);
+    let mut codes = both.each_ref().map(|outcome| outcome.status.code());
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(125)], "{} {}", both[0], both[1]);
+    for loser in both.into_iter().filter(|outcome| outcome.status.code() == Some(125)) {
+        loser.says(&["already", &name]);
+    }
+    run(context, &name).code(0).out("whole\n");
+    context.midge(["template", "remove", &name]).run().code(0);
+    context.assert_nothing_left();
+}
+
+/// Moments spread evenly over `span_ms`: multiples of the golden ratio.
+fn moments(rounds: u64, span_ms: u64) -> impl Iterator<Item = Duration> {
+    (1..=rounds).map(move |index| Duration::from_micros(index * 618_034 % 1_000_000 * span_ms / 1000))
+}
+
+fn creation_that_is_killed_leaves_a_whole_template_or_none(context: &Context) {
+    let name = format!("{}-{}", name("killed"), context.scaled("native", "emulated"));
+    let mut whole = 0;
+    let rounds = context.scaled(rounds(12, 0), 3);
+    for moment in moments(rounds, context.scaled(900, 8000)) {
+        let running = create(context, &name).start();
+        std::thread::sleep(moment);
+        running.signal(Signal::SIGKILL);
+        running.finish();
+        context.midge(["template", "list"]).run().code(0);
+        let outcome = run(context, &name);
+        if outcome.status.code() == Some(0) {
+            outcome.out("whole\n");
+            whole += 1;
+            context.midge(["template", "remove", &name]).run().code(0);
+        } else {
+            outcome.code(125).says(&["there is no template"]);
+        }
+    }
+    println!("of {rounds} creations that were killed {whole} had finished");
+    context.assert_nothing_left();
+}
+
+fn run_that_is_killed_leaves_its_template(context: &Context) {
+    let name = format!("{}-{}", name("victim"), context.scaled("native", "emulated"));
+    create(context, &name).run().code(0);
+    for moment in moments(context.scaled(rounds(12, 0), 3), context.scaled(200, 4000)) {
+        let running =
+            context.midge(["run", "--template", &name, "--", "sh", "-c", "echo on; sleep 0.1; echo off"]).start();
+        std::thread::sleep(moment);
+        running.signal(Signal::SIGKILL);
+        let said = running.finish().text();
+        assert!(["", "on\n", "on\noff\n"].contains(&said.as_str()), "{said:?}");
+        run(context, &name).code(0).out("whole\n");
+    }
+    context.midge(["template", "remove", &name]).run().code(0);
+    context.assert_nothing_left();
+}
+
+/// The cache on a small file system that is full but for less than a template takes.
+fn full_disk_leaves_the_old_template(context: &Context) {
+    const SCRIPT: &str = r#"
+        mount -t tmpfs -o size=96m tmpfs "$1"
+        for kind in kernels images initramfs scratch; do ln -s "$2/$kind" "$1/$kind"; done
+        export MIDGE_CACHE="$1"
+        "$3" template create old --mem 128 --disk 64 > /dev/null
+        free=$(df --output=avail -k "$1" | tail -1)
+        head -c $(((free - 4096) * 1024)) /dev/zero > "$1/filler"
+        if "$3" template create new --mem 128 --disk 64; then exit 3; fi
+        "$3" template list | grep -q old
+        ! "$3" template list | grep -q new
+        test "$(df --output=avail -k "$1" | tail -1)" -gt 3072
+        exec "$3" run --template old -- echo whole
+    "#;
+    let cache = midge::cache::Cache::open().expect("the cache of these tests");
+    let dir = tempfile::tempdir().expect("a directory");
+    let words = [Path::new("-rm"), Path::new("sh"), Path::new("-euc"), Path::new(SCRIPT), Path::new("sh")];
+    let midge = context.bin.join("midge");
+    let words = words.into_iter().chain([dir.path(), cache.root(), &midge]);
+    let outcome = context.program(Path::new("unshare"), words).limit(LIMIT).run();
+    outcome.code(0).says(&["no space left on device"]).out("whole\n");
+    context.assert_nothing_left();
+}
+
+fn copies_of_warmed_programs_differ(context: &Context) {
+    inside(context, "warmed");
+}
+
+fn copies_under_load_are_whole(context: &Context) {
+    inside(context, "loaded");
+}
+
+fn fork_without_processes_leaves_the_template(context: &Context) {
+    if !Path::new(PIDS_GROUP).join("cgroup.procs").exists() {
+        skip(format!("{PIDS_GROUP} is no control group for numbers of processes"));
+    }
+    inside(context, "crowded");
+}
+
+fn small() -> Builder {
+    Sandbox::builder().mem_mib(256).disk_mib(256)
+}
+
+async fn text_of(sandbox: &Sandbox, script: &str) -> String {
+    let running = sandbox.exec(Exec::new(["sh", "-ec", script]).user("root")).await.expect("starts");
+    let output = running.output().await.expect("ends");
+    assert!(output.status.is_success(), "{script}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+async fn held(what: &str, plan: Plan) -> Held {
+    let name = name(what);
+    Template::create(&name, small(), plan).await.expect("is made");
+    let held = Template::open(&name).expect("is there").hold_at(Where::Auto, false).await.expect("comes up");
+    Template::remove(&name).expect("goes");
+    held
+}
+
+/// Python with OpenSSL at work before the template is kept: what it answers afterwards comes from generators and clocks
+/// that were in its memory, or the kernel's, by then.
+const WARM: &str = r#"exec python3 -c '
+import os, ssl, time, uuid
+ssl.RAND_bytes(16), uuid.uuid4(), os.urandom(16)
+os.mkfifo("/tmp/ask"), os.mkfifo("/tmp/answer")
+print("ready", flush=True)
+while True:
+    with open("/tmp/ask") as ask:
+        ask.read()
+    with open("/tmp/answer", "w") as answer:
+        print(uuid.uuid4(), ssl.RAND_bytes(16).hex(), ssl.RAND_bytes(16).hex(), os.urandom(16).hex(), time.time_ns(), file=answer)
+'"#;
+const ASK: &str = "echo > /tmp/ask; read -r line < /tmp/answer; \
+    echo $line $(cat /proc/sys/kernel/hostname /etc/machine-id /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id)";
+/// How far a guest's clock may be off, beyond the time in which it was asked.
+const CLOCK_OFF: Duration = Duration::from_millis(10);
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970")
+}
+
+/// Copies of one template: every random number, name and id of every one is its own, and its clock is right.
+pub(crate) async fn warmed() {
+    let held = held("warmed", Plan { warm: Some(WARM.to_owned()), ..Plan::default() }).await;
+    let rounds = rounds(20, 3);
+    let mut seen = HashSet::new();
+    for _ in 0..rounds {
+        let fork = held.fork().await.expect("forks");
+        let before = since_1970();
+        let text = text_of(&fork, ASK).await;
+        let after = since_1970();
+        fork.kill().await;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(words.len(), 9, "{text}");
+        let guest = Duration::from_nanos(words[4].parse().expect("nanoseconds"));
+        assert!(before - CLOCK_OFF <= guest && guest <= after + CLOCK_OFF, "{before:?} {guest:?} {after:?}");
+        // The boot is the template's; everything else is the fork's own.
+        for word in [words[0], words[1], words[2], words[3], words[5], words[6], words[7]] {
+            assert!(seen.insert(word.to_owned()), "{word} was there before: {text}");
+        }
+    }
+    assert_eq!(seen.len() as u64, 7 * rounds);
+}
+
+/// Writes files with their sums for ever. A sum is there only while its file is complete.
+const WRITER: &str = "cd /opt; i=0; while :; do i=$((i+1)); f=f$((i%8)); rm -f $f.sum; \
+    head -c 200000 /dev/urandom > $f; sha256sum $f > next; sync $f; mv next $f.sum; done";
+const CHECK: &str = "pkill -f '[u]random' || true; cd /opt; sync; echo 3 > /proc/sys/vm/drop_caches; \
+    cat *.sum | sha256sum -c --quiet -; ls *.sum | wc -l";
+
+/// Forks of a sandbox whose disk and vsock are busy, at moments nobody chose: every copy has whole files and a vsock that
+/// works, and what the first one says has no gap.
+pub(crate) async fn loaded() {
+    let sandbox = small().forkable().start().await.expect("starts");
+    let writer = sandbox.exec(Exec::new(["sh", "-c", WRITER]).user("root").replay(4096)).await.expect("starts");
+    let mut talker = sandbox.exec(Exec::new(["seq", "1", "1000000000000"])).await.expect("starts");
+    let mut stdout = BufReader::new(talker.stdout.take().expect("piped"));
+    let listener = tokio::spawn(async move {
+        let (mut line, mut expected) = (String::new(), 1_u64);
+        // The last one is cut short where its writer was killed.
+        while stdout.read_line(&mut line).await.is_ok() && line.ends_with('\n') {
+            assert_eq!(line.trim_end(), expected.to_string(), "a line is lost, or comes twice");
+            expected += 1;
+            line.clear();
+        }
+        expected - 1
+    });
+    text_of(&sandbox, "while ! test -e /opt/f7.sum; do sleep 0.05; done").await;
+    let expected: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    for moment in moments(rounds(10, 2), 30) {
+        tokio::time::sleep(moment).await;
+        let fork = sandbox.fork(1).await.expect("forks").sandboxes.pop().expect("one");
+        let sums: u32 = text_of(&fork, CHECK).await.trim().parse().expect("a number");
+        assert!(sums >= 7, "{sums} files of 8 are whole");
+        assert_eq!(text_of(&fork, "seq 1 20000").await, expected);
+        fork.kill().await;
+    }
+    end(talker, &sandbox).await;
+    assert!(listener.await.expect("no gap") > 1000, "it was heard all the time");
+    let sums: u32 = text_of(&sandbox, CHECK).await.trim().parse().expect("a number");
+    assert!(sums >= 7);
+    drop(writer);
+    sandbox.kill().await;
+}
+
+async fn end(running: Running, sandbox: &Sandbox) {
+    text_of(sandbox, &format!("kill {}", running.pid())).await;
+    running.wait().await.expect("ends");
+}
+
+const PIDS_GROUP: &str = "/sys/fs/cgroup/pids";
+
+/// A resident in a group that holds no second process.
+pub(crate) async fn crowded() {
+    let held = held("crowded", Plan::default()).await;
+    let group = Path::new(PIDS_GROUP).join(format!("midge-e2e-{}", std::process::id()));
+    std::fs::create_dir(&group).expect("a group");
+    let put = |file: &str, text: String| std::fs::write(group.join(file), text).expect("the group's own file");
+    put("pids.max", "1".to_owned());
+    put("cgroup.procs", held.pid().expect("a process of this machine").to_string());
+    let refused = chain(&held.fork().await.expect_err("no process is left"));
+    assert!(refused.contains("making a process") && refused.contains("end other sandboxes"), "{refused}");
+    put("pids.max", "max".to_owned());
+    let fork = held.fork().await.expect("forks again");
+    assert_eq!(text_of(&fork, "echo whole").await, "whole\n");
+    fork.kill().await;
+    drop(held);
+    // Its processes are gone once their VM is.
+    for _ in 0..200 {
+        if std::fs::remove_dir(&group).is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{} still has processes", group.display());
+}
