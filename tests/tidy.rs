@@ -13,7 +13,7 @@ use midge_tests::tree::Tree;
 /// Most lines with `unsafe` in product code, by crate. A ratchet: lower it when the count falls, and
 /// say in the commit why when it has to rise.
 const UNSAFE_MAX_LINES: [(&str, usize); 4] =
-    [("guest-agent/protocol/", 0), ("vmm/", 34), ("guest-agent/src/", 24), ("host/", 4)];
+    [("guest-agent/protocol/", 0), ("vmm/", 35), ("guest-agent/src/", 27), ("host/", 4)];
 
 /// Lowest share of test lines, in percent of all lines. The aim is 45; this is a ratchet on the way there.
 const TEST_SHARE_MIN_PERCENT: usize = 40;

@@ -8,10 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use midge_protocol::{
-    ErrorCode, Failure, Freeze, Hello, Message as _, NEWEST_VERSION, OLDEST_VERSION, Stage, ToAgent, ToHost, Welcome,
+    ErrorCode, Failure, Freeze, Gathered, Hello, Message as _, NEWEST_VERSION, OLDEST_VERSION, Stage, ToAgent, ToHost,
+    Welcome,
 };
 
 use crate::cgroup::{self, Standstill};
+use crate::gather::Gathering;
 use crate::identity::{self, Prepared};
 use crate::link::{Conversation, Host, LinkError, Listener, failure};
 use crate::serve::{self, Gate};
@@ -79,6 +81,8 @@ impl Call {
 struct Frozen {
     identity: Option<Prepared>,
     standstill: Option<Standstill>,
+    /// Free memory, until commands run on.
+    gathering: Gathering,
 }
 
 impl Frozen {
@@ -97,7 +101,7 @@ impl Frozen {
         })?;
         let identity = Prepared::open(Path::new("/etc"), name)?;
         machine::sync();
-        Ok(Self { identity: Some(identity), standstill: Some(standstill) })
+        Ok(Self { identity: Some(identity), standstill: Some(standstill), gathering: Gathering::default() })
     }
 
     /// Makes the content of a `Welcome` true where nothing can take it back: nothing but the agent runs yet.
@@ -114,6 +118,7 @@ impl Frozen {
 
     /// Lets commands run on.
     fn end(&mut self) -> Result<(), Failure> {
+        self.gathering = Gathering::default();
         let ended = self.standstill.as_mut().map_or(Ok(()), Standstill::end);
         ended.map_err(|error| Failure { text: format!("letting commands run on: {error}"), ..failure(&error) })
     }
@@ -241,6 +246,7 @@ impl Agent {
                 }
                 done => answer_to(done),
             },
+            ToAgent::Gather => self.gather().map_or_else(ToHost::Error, ToHost::Gathered),
             ToAgent::Thaw => {
                 let thawed = self.thaw();
                 conversation.send(&answer_to(thawed))?;
@@ -306,6 +312,15 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Takes free memory from the guest that stands still.
+    fn gather(&mut self) -> Result<Gathered, Failure> {
+        match &mut self.frozen {
+            Some(frozen) if self.power == Power::Machine => frozen.gathering.next(),
+            Some(_) => Ok(Gathered { ranges: Vec::new() }),
+            None => Err(refused(ErrorCode::Protocol, "received `Gather`, but the guest is not frozen".to_owned())),
+        }
     }
 
     /// Lets the same guest run on.

@@ -13,6 +13,7 @@ mod cmdline;
 mod control;
 mod exec;
 mod files;
+mod gather;
 mod identity;
 mod init;
 mod link;

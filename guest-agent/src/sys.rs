@@ -6,6 +6,7 @@
 mod entry;
 pub(crate) mod fd;
 pub(crate) mod machine;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod spawn;
 pub(crate) mod tty;

@@ -4,7 +4,8 @@
 //! One private mapping, anonymous or of a snapshot's file, aligned to 2 MiB so that the host can use huge pages for it
 //! (facts: a boot takes 334 page-fault exits with them, 4,515 without), cut into at most two
 //! regions around the MMIO gap below 4 GiB. It is written here only to copy a snapshot, and never unmapped: it
-//! lives as long as the process, which is one VM.
+//! lives as long as the process, which is one VM. What the guest has no use for goes back to the
+//! host page by page ([`discard`]).
 #![expect(unsafe_code, reason = "mmap and madvise of guest memory, before anyone refers to it")]
 
 use std::fs::File;
@@ -14,7 +15,7 @@ use std::os::fd::AsRawFd;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 /// The guest's RAM as every part of the monitor sees it; clones are cheap and share one mapping.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -26,6 +27,40 @@ pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
 
 /// Size and alignment of a huge page.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Size of the pages that memory is discarded in.
+const PAGE_BYTES: u64 = 4096;
+/// Most ranges that are discarded by one order.
+pub const DISCARD_RANGES_MAX: usize = 2048;
+
+/// Why memory was not discarded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiscardError {
+    /// More ranges than an order may have.
+    #[error("discarding memory: {count} ranges, at most {DISCARD_RANGES_MAX} are accepted")]
+    TooMany {
+        /// How many came.
+        count: usize,
+    },
+    /// Not whole pages of one region of guest memory. Nothing was discarded.
+    #[error("discarding memory: {len_bytes} bytes at {start:#x} are not whole pages of guest memory")]
+    Range {
+        /// Guest-physical address.
+        start: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+    /// The host refused one range; those before it are discarded.
+    #[error("discarding {len_bytes} bytes of memory at {start:#x}: the host refused (errno {errno})")]
+    Host {
+        /// Guest-physical address.
+        start: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+        /// The kernel's error number.
+        errno: i32,
+    },
+}
 
 /// Why guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +178,54 @@ fn check_length(file: &File, len_bytes: u64) -> Result<(), MemoryError> {
     if found == len_bytes { Ok(()) } else { Err(MemoryError::File { found, len_bytes }) }
 }
 
+/// Drops the content of these guest-physical ranges (start, length in bytes), and gives their pages back to the host.
+/// Returns how many bytes that were. The guest, which may be running, finds zeros there, or what the file holds that the
+/// memory was mapped from: it must have said that it needs nothing of it. Whatever it said, it can only lose what is its own.
+///
+/// Afterwards the host no longer makes huge pages of this memory by itself: that would fill the gaps again.
+///
+/// # Errors
+/// [`DiscardError`]; every range is checked before the first is discarded.
+pub fn discard(ram: &GuestRam, ranges: &[(u64, u64)]) -> Result<u64, DiscardError> {
+    if ranges.len() > DISCARD_RANGES_MAX {
+        return Err(DiscardError::TooMany { count: ranges.len() });
+    }
+    let places = ranges.iter().map(|range| place(ram, *range)).collect::<Result<Vec<_>, _>>()?;
+    for region in ram.iter() {
+        // A host without transparent huge pages refuses it and makes none anyway.
+        let _ = advise(region.as_ptr(), region.size(), libc::MADV_NOHUGEPAGE);
+    }
+    let mut bytes = 0;
+    for ((at, len), (start, len_bytes)) in places.into_iter().zip(ranges) {
+        advise(at, len, libc::MADV_DONTNEED).map_err(|error| DiscardError::Host {
+            start: *start,
+            len_bytes: *len_bytes,
+            errno: error.raw_os_error().unwrap_or(0),
+        })?;
+        bytes += len_bytes;
+    }
+    Ok(bytes)
+}
+
+/// Where a range that the guest has named lies, if it is whole pages of one region.
+fn place(ram: &GuestRam, (start, len_bytes): (u64, u64)) -> Result<(*mut u8, usize), DiscardError> {
+    let refused = || DiscardError::Range { start, len_bytes };
+    let is_pages = start.is_multiple_of(PAGE_BYTES) && len_bytes.is_multiple_of(PAGE_BYTES) && len_bytes > 0;
+    let len = usize::try_from(len_bytes).ok().filter(|_| is_pages).ok_or_else(refused)?;
+    let slice = ram.get_slice(GuestAddress(start), len).map_err(|_| refused())?;
+    Ok((slice.ptr_guard_mut().as_ptr(), len))
+}
+
+/// Advises the host about a part of guest memory.
+fn advise(at: *mut u8, len: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: [at, at + len) is part of guest memory, which is mapped for good and read and written by nobody but by way
+    // of volatile accesses, so content may change under them; pages that vanish come back when they are touched.
+    match unsafe { libc::madvise(at.cast(), len, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Cuts the mapping of `len_bytes` at `base` into the guest's regions.
 fn regions(base: *mut u8, len_bytes: u64) -> Result<GuestRam, MemoryError> {
     let layout = || MemoryError::Layout { len_bytes };
@@ -185,6 +268,7 @@ fn map_aligned(len: usize) -> io::Result<*mut u8> {
 mod tests {
     use super::*;
     use vm_memory::GuestMemoryBackend;
+    use vm_memory::Bytes;
 
     #[test]
     fn memory_below_the_gap_is_one_range_and_above_it_two() {
@@ -209,6 +293,58 @@ mod tests {
         assert_eq!(ram.read_obj::<u64>(first_high).unwrap(), 0);
         assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_START)).is_err());
         assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_END + (4 << 20))).is_err());
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_again_and_their_neighbours_as_they_were() {
+        let ram = allocate(MMIO_GAP_START + (4 << 20), true).unwrap();
+        let pages = [0x10_0000, 0x10_1000, 0x10_2000, 0x10_3000, MMIO_GAP_END, MMIO_GAP_END + 0x1000];
+        for page in pages {
+            ram.write_obj(page | 1, GuestAddress(page + 8)).unwrap();
+        }
+        assert_eq!(discard(&ram, &[(0x10_1000, 0x2000), (MMIO_GAP_END, 0x1000)]), Ok(0x3000));
+        let left = pages.map(|page| ram.read_obj::<u64>(GuestAddress(page + 8)).unwrap());
+        assert_eq!(left, [0x10_0001, 0, 0, 0x10_3001, 0, (MMIO_GAP_END + 0x1000) | 1]);
+        assert_eq!(discard(&ram, &[]), Ok(0));
+    }
+
+    #[test]
+    fn discarded_pages_of_a_file_are_what_it_holds() {
+        use std::os::unix::fs::FileExt;
+        let file = file_of(4 << 20);
+        file.write_all_at(b"template", 0x1000).unwrap();
+        let ram = map_file(&file, 4 << 20).unwrap();
+        ram.write_slice(b"mine now", GuestAddress(0x1000)).unwrap();
+        assert_eq!(discard(&ram, &[(0x1000, 0x1000)]), Ok(0x1000));
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(0x1000)).unwrap(), b"template");
+    }
+
+    #[test]
+    fn ranges_that_are_not_whole_pages_of_guest_memory_are_refused_and_nothing_is_discarded() {
+        let ram = allocate(MMIO_GAP_START + (4 << 20), false).unwrap();
+        ram.write_obj(7_u64, GuestAddress(0x2000)).unwrap();
+        let end = MMIO_GAP_END + (4 << 20);
+        for (start, len_bytes) in [
+            (0x1001, 0x1000),
+            (0x1000, 0xfff),
+            (0x1000, 0),
+            (MMIO_GAP_START - 0x1000, 0x2000),
+            (MMIO_GAP_START - 0x1000, MMIO_GAP_END - MMIO_GAP_START + 0x2000),
+            (MMIO_GAP_START, 0x1000),
+            (end, 0x1000),
+            (end - 0x1000, 0x2000),
+            (0, u64::MAX - 0xfff),
+            (u64::MAX - 0xfff, 0x1000),
+            (u64::MAX - 0xfff, u64::MAX - 0xfff),
+            (0x1000, 1 << 63),
+        ] {
+            let error = discard(&ram, &[(0x2000, 0x1000), (start, len_bytes)]);
+            assert_eq!(error, Err(DiscardError::Range { start, len_bytes }));
+        }
+        let many = vec![(0x2000, 0x1000); DISCARD_RANGES_MAX + 1];
+        assert_eq!(discard(&ram, &many), Err(DiscardError::TooMany { count: 2049 }));
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(0x2000)).unwrap(), 7);
+        assert_eq!(discard(&ram, &many[1..]), Ok(2048 * 0x1000), "twice the same is harmless");
     }
 
     fn file_of(len_bytes: u64) -> File {

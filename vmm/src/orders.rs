@@ -12,6 +12,7 @@
 //! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pid":N,"pause_us":N,"save_us":N,"fork_us":N}}` |
 //! | `{"fork":{"uds":PATH}}`, to a resident | control, events, stderr of the fork, its listening socket | `{"forked":{"pid":N}}` |
 //! | `{"save":{}}`, to a resident | state, memory, one layer for each disk with an overlay | `{"saved":{"memory_bytes":N}}` |
+//! | `{"discard":{"ranges":[[START,LEN],...]}}`, to a running VM | | `{"discarded":{"bytes":N}}` |
 //! | any | | `{"failed":{"what":TEXT}}` |
 
 use std::cell::RefCell;
@@ -44,6 +45,11 @@ pub enum Order {
     },
     /// Write what the resident holds into files.
     Save {},
+    /// Drop the content of guest memory that the guest has no use for, while it runs.
+    Discard {
+        /// Guest-physical address and length of each part, in bytes, whole pages.
+        ranges: Vec<(u64, u64)>,
+    },
 }
 
 /// What is answered.
@@ -70,6 +76,11 @@ pub enum Answer {
     Saved {
         /// Bytes of memory that were not zero.
         memory_bytes: u64,
+    },
+    /// The memory is the host's again.
+    Discarded {
+        /// How much.
+        bytes: u64,
     },
     /// The order could not be carried out; everything is as before.
     Failed {

@@ -20,6 +20,11 @@
 //! `Done` and ends the conversation; the guest stays frozen then, and another `Resume` may be tried. Commands that ran
 //! go on in the copy without their client, whether or not they keep a replay to `Attach` to.
 //!
+//! **Memory that goes back.** Between `Freeze` and `Thaw` the host may send `Gather`, again and again: the agent takes free
+//! memory from its kernel, holds it, and answers `Gathered` with its place. Nothing else can use it before `Thaw` or
+//! `Resume`, so the host may drop its content until then; afterwards the guest's kernel takes it for used and no longer
+//! needed. The pages of one answer stay where they are until the next `Gather`, `Thaw` or `Resume`, no longer.
+//!
 //! A command's standard input has a window, so that `Signal` and `Resize` never queue behind bytes the command does not
 //! read: the sender stops [`STDIN_WINDOW_BYTES`] beyond the last `StdinTaken`.
 //!
@@ -39,8 +44,8 @@ pub use frame::{DecodeError, Decoder, EncodeError, OutputStream, encode, encode_
 pub use message::{Message, ToAgent, ToHost, kind_name};
 pub use records::{
     Attach, Change, ChangeKind, Changes, Entry, EnvVar, ErrorCode, Exec, Exited, Failure, FileKind, FileRead,
-    FileWrite, Freeze, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output, Owner, Refused, Remove,
-    Stage, Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize, WriteHow,
+    FileWrite, Freeze, Gathered, Hello, InitFailed, Layer, List, Metadata, Mkdir, Move, Outcome, Output, Owner,
+    PageRange, Refused, Remove, Stage, Started, Stat, Stats, TarIn, TarOut, Usage, Welcome, WindowSize, WriteHow,
 };
 pub use version::{VersionMismatch, negotiate};
 
@@ -69,6 +74,8 @@ pub const STDIN_WINDOW_BYTES: u64 = 256 * 1024;
 pub const MAX_REPLAY_BYTES: u32 = 16 * 1024 * 1024;
 /// Least entropy in a `Welcome`, in bytes.
 pub const MIN_ENTROPY_BYTES: usize = 32;
+/// Most pages in a `Gathered`: 8 MiB.
+pub const MAX_GATHERED_PAGES: usize = 2048;
 /// Conversations that an agent serves at once, the control conversation not counted.
 pub const MAX_CONVERSATIONS: usize = 1024;
 

@@ -3,8 +3,8 @@
 
 use crate::field::{Field, FieldError, Payload};
 use crate::records::{
-    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Freeze, Hello, InitFailed, List,
-    Metadata, Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut, Welcome, WindowSize,
+    Attach, Change, Changes, Entry, Exec, Exited, Failure, FileRead, FileWrite, Freeze, Gathered, Hello, InitFailed,
+    List, Metadata, Mkdir, Move, Output, Refused, Remove, Started, Stat, Stats, TarIn, TarOut, Welcome, WindowSize,
 };
 
 /// One direction of a conversation.
@@ -105,6 +105,8 @@ direction! {
         /// Become a machine of its own after `Freeze`, in a copy; answered by `Done`; first message. Its conversation is the
         /// control conversation from then on.
         Resume(Welcome) = 0x0008,
+        /// Take free memory, after `Freeze`; answered by `Gathered`; control conversation.
+        Gather = 0x0009,
         /// Run a command; first message.
         Exec(Exec) = 0x0010,
         /// Take over a running command; first message.
@@ -159,6 +161,8 @@ direction! {
         Error(Failure) = 0x8005,
         /// The guest could not be set up; in place of `Hello`.
         InitFailed(InitFailed) = 0x8006,
+        /// Answers `Gather`.
+        Gathered(Gathered) = 0x8007,
         /// The command runs.
         Started(Started) = 0x8010,
         /// Output of the command, or of its terminal.

@@ -6,7 +6,7 @@ pub(crate) mod control;
 pub(crate) mod files;
 
 pub use command::{Attach, EnvVar, Exec, Exited, Outcome, Output, Refused, Started, Usage, WindowSize};
-pub use control::{ErrorCode, Failure, Freeze, Hello, InitFailed, Stage, Stats, Welcome};
+pub use control::{ErrorCode, Failure, Freeze, Gathered, Hello, InitFailed, PageRange, Stage, Stats, Welcome};
 pub use files::{
     Change, ChangeKind, Changes, Entry, FileKind, FileRead, FileWrite, Layer, List, Metadata, Mkdir, Move, Owner,
     Remove, Stat, TarIn, TarOut, WriteHow,

@@ -88,6 +88,7 @@ fn no_list_outgrows_its_direction() {
     assert!(memory::<EnvVar>() <= MAX_PAYLOAD_TO_AGENT_BYTES);
     assert!(memory::<Stage>() <= MAX_PAYLOAD_TO_HOST_BYTES);
     assert!(memory::<String>() <= MAX_PAYLOAD_TO_HOST_BYTES);
+    assert!(memory::<crate::PageRange>() <= MAX_PAYLOAD_TO_HOST_BYTES);
 }
 
 #[test]

@@ -107,6 +107,25 @@ fn commands_wait_for_a_welcome_that_is_accepted() {
 }
 
 #[test]
+fn memory_is_gathered_only_while_the_guest_stands_still() {
+    static GATE: Gate = Gate::new();
+    let caller = agent(&GATE);
+    let mut line = Line::accept(&caller);
+    line.hello();
+    let mut bytes = Vec::new();
+    encode(&ToAgent::Welcome(welcome()), &mut bytes).unwrap();
+    line.stream.write_all(&bytes).unwrap();
+    let is_refused =
+        |answer: Option<ToHost>| matches!(answer, Some(ToHost::Error(Failure { code: ErrorCode::Protocol, .. })));
+    assert!(is_refused(line.ask(&ToAgent::Gather)));
+    assert_eq!(line.ask(&ToAgent::Freeze(Freeze { leave: false })), Some(ToHost::Done));
+    // A process among others takes nothing from its machine.
+    assert_eq!(line.ask(&ToAgent::Gather), Some(ToHost::Gathered(Gathered { ranges: Vec::new() })));
+    assert_eq!(line.ask(&ToAgent::Thaw), Some(ToHost::Done));
+    assert!(is_refused(line.ask(&ToAgent::Gather)));
+}
+
+#[test]
 fn a_lost_host_is_called_again_with_what_was_learnt_since() {
     static GATE: Gate = Gate::new();
     let caller = agent(&GATE);

@@ -34,6 +34,7 @@ fn orders_arrive_one_by_one_with_their_descriptors() {
     let (reader, writer) = io::pipe().unwrap();
     order(&host, br#"{"fork":{"uds":"/x/v.sock"}}"#, &[writer.as_fd()]);
     order(&host, br#"{"freeze":{}}"#, &[]);
+    order(&host, br#"{"discard":{"ranges":[[4096,8192],[0,1]]}}"#, &[]);
     drop(writer);
     let first = monitor.receive().unwrap().unwrap();
     assert_eq!(first.order, Ok(Order::Fork { uds: "/x/v.sock".into() }));
@@ -45,6 +46,8 @@ fn orders_arrive_one_by_one_with_their_descriptors() {
     let second = monitor.receive().unwrap().unwrap();
     assert_eq!(second.order, Ok(Order::Freeze {}));
     assert!(second.descriptors.is_empty());
+    let third = monitor.receive().unwrap().unwrap();
+    assert_eq!(third.order, Ok(Order::Discard { ranges: vec![(4096, 8192), (0, 1)] }));
     drop(host);
     assert!(monitor.receive().unwrap().is_none());
 }
@@ -53,7 +56,16 @@ fn orders_arrive_one_by_one_with_their_descriptors() {
 fn what_is_no_order_is_told_and_its_descriptors_are_not_lost() {
     let (host, monitor) = pair();
     let null = std::fs::File::open("/dev/null").unwrap();
-    for text in [&b"{}"[..], b"freeze", b"{\"freeze\":{\"x\":1}}", b"{\"fork\":{}}", b"\xff", b"{\"save\":{}} {}"] {
+    for text in [
+        &b"{}"[..],
+        b"freeze",
+        b"{\"freeze\":{\"x\":1}}",
+        b"{\"fork\":{}}",
+        b"\xff",
+        b"{\"save\":{}} {}",
+        b"{\"discard\":{\"ranges\":[[1]]}}",
+        b"{\"discard\":{\"ranges\":[[-1,4096]]}}",
+    ] {
         order(&host, text, &[null.as_fd()]);
         let received = monitor.receive().unwrap().unwrap();
         assert!(received.order.unwrap_err().contains("order"), "{text:?}");
@@ -92,6 +104,7 @@ fn answers_are_one_json_object_each() {
             r#"{"frozen":{"pid":4,"pause_us":3,"save_us":2,"fork_us":1}}"#,
         ),
         (Answer::Forked { pid: 7 }, r#"{"forked":{"pid":7}}"#),
+        (Answer::Discarded { bytes: 4096 }, r#"{"discarded":{"bytes":4096}}"#),
         (Answer::Saved { memory_bytes: 9 }, r#"{"saved":{"memory_bytes":9}}"#),
         (Answer::Failed { what: "x".into() }, r#"{"failed":{"what":"x"}}"#),
     ] {

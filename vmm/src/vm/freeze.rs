@@ -14,6 +14,7 @@ use super::resident::{Resident, Streams};
 use super::restore::AtRest;
 use super::{Vm, VmError, host};
 use crate::config::ConsoleMode;
+use crate::memory;
 use crate::orders::{Answer, Lifeline, Order, Received};
 use crate::snapshot::{DiskState, VmState};
 use crate::sys;
@@ -52,6 +53,10 @@ impl Vm {
                     fork_us: micros(pause.fork),
                 },
                 Ok(Twin::Second(resident)) => return Some(resident),
+                Err(error) => failed(chain(&error)),
+            },
+            Ok(Order::Discard { ranges }) => match memory::discard(&self.ram, &ranges) {
+                Ok(bytes) => Answer::Discarded { bytes },
                 Err(error) => failed(chain(&error)),
             },
             Ok(Order::Fork { .. } | Order::Save {}) => {

@@ -96,6 +96,9 @@ impl Resident {
                 Err(what) => failed(&what),
             },
             Ok(Order::Save {}) => self.save(descriptors).unwrap_or_else(|error| failed(&error.to_string())),
+            Ok(Order::Discard { .. }) => {
+                failed("a resident's memory is what its forks begin with; give the order to one of them")
+            }
             Ok(Order::Freeze {}) => failed("a resident runs no VM that could be frozen; order a fork"),
             Err(what) => failed(&what),
         };

@@ -346,6 +346,8 @@ fn orders_that_make_no_sense_are_refused_and_everything_goes_on() {
     let null = File::open("/dev/null").unwrap();
     let fds = |count: usize| vec![null.as_fd(); count];
     let resident = vm.freeze();
+    let discard = |start: u64, len: u64| json!({ "discard": { "ranges": [[start, len]] } });
+    let end = super::held::MEM_MIB << 20;
     let (freeze, fork, save) = (json!({ "freeze": {} }), json!({ "fork": { "uds": "/x" } }), json!({ "save": {} }));
     for (held, order, count, word) in [
         (&vm, &freeze, 0, "3 descriptors"),
@@ -363,6 +365,13 @@ fn orders_that_make_no_sense_are_refused_and_everything_goes_on() {
         (&resident, &json!({ "melt": {} }), 0, "melt"),
         (&resident, &json!([]), 0, "understanding the order"),
         (&vm, &json!({ "freeze": { "now": true } }), 3, "now"),
+        (&vm, &discard(1, 4096), 0, "whole pages"),
+        (&vm, &discard(4096, 1), 0, "whole pages"),
+        (&vm, &discard(end - 4096, 8192), 0, "whole pages"),
+        (&vm, &discard(u64::MAX - 4095, 4096), 0, "whole pages"),
+        (&vm, &json!({ "discard": { "ranges": vec![[0, 4096]; 2049] } }), 0, "2049 ranges"),
+        (&vm, &json!({ "discard": { "ranges": [[0.5, 4096]] } }), 0, "understanding the order"),
+        (&resident, &discard(4096, 4096), 0, "forks begin with"),
     ] {
         let what = held.order(order, &fds(count)).expect_err(word);
         assert!(what.contains(word), "{order} with {count}: {what}");
@@ -377,6 +386,27 @@ fn orders_that_make_no_sense_are_refused_and_everything_goes_on() {
     assert!(children_of(resident.pid).is_empty());
     goes_on(&vm, resident.save(0).word(COUNTER));
     goes_on(&resident.fork(), 0);
+}
+
+/// The page that a guest counts in is dropped under it: it counts on from what the host finds there.
+#[test]
+fn memory_that_is_discarded_is_empty_or_what_its_file_holds_and_the_guest_runs_on() {
+    kvm_or_skip!();
+    let discard = json!({ "discard": { "ranges": [[COUNTER / 4096 * 4096, 4096]] } });
+    let dropped = json!({ "discarded": { "bytes": 4096 } });
+    let vm = counting(json!({}));
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    let resident = vm.freeze();
+    let before = resident.save(0);
+    assert_eq!(vm.order(&discard, &[]), Ok(dropped.clone()));
+    let after = counter(&vm);
+    assert!(after < before.word(COUNTER), "{after} {}", before.word(COUNTER));
+    goes_on(&vm, after);
+    // A fork shares the page until it is dropped; nobody else loses anything.
+    let fork = resident.fork();
+    assert_eq!(fork.order(&discard, &[]), Ok(dropped));
+    assert_eq!(resident.save(0).word(COUNTER), before.word(COUNTER));
+    goes_on(&fork, 0);
 }
 
 #[test]

@@ -49,6 +49,20 @@ records! {
         leave: bool,
     }
 
+    /// Memory that nothing in the guest uses and the agent holds until the guest runs on: the host may drop its content.
+    Gathered {
+        /// What was gathered since the last answer, ascending; empty when there is no more.
+        ranges: Vec<PageRange>,
+    }
+
+    /// Pages of guest-physical memory, of 4,096 bytes each.
+    PageRange {
+        /// The number of the first.
+        first: u64,
+        /// How many.
+        count: u32,
+    }
+
     /// Sent in place of [`Hello`] when the guest could not be set up. The guest resets itself after it.
     InitFailed {
         /// The step that failed, as a verb and its object.
@@ -126,6 +140,10 @@ choices! {
 
 impl Item for Stage {
     const MAX_ITEMS: usize = 64;
+}
+
+impl Item for PageRange {
+    const MAX_ITEMS: usize = crate::MAX_GATHERED_PAGES;
 }
 
 impl Item for String {
