@@ -30,6 +30,8 @@ pub mod doctor;
 pub mod workspace;
 
 pub mod run_dir;
+
+pub mod ps;
 pub mod timeline;
 
 pub mod monitor;
@@ -44,5 +46,7 @@ pub mod files;
 pub mod sandbox;
 
 pub mod template;
+
+pub mod pool;
 
 pub mod bench;

@@ -44,6 +44,11 @@ pub enum Order {
     },
     /// Write what you hold into the files that come with this; for a resident.
     Save {},
+    /// Drop the content of guest memory; for a monitor whose VM runs.
+    Discard {
+        /// Guest-physical address and length of each part, in bytes, whole pages.
+        ranges: Vec<(u64, u64)>,
+    },
 }
 
 /// What it answers.
@@ -67,6 +72,11 @@ pub enum Answer {
     Saved {
         /// Bytes of memory that were not zero.
         memory_bytes: u64,
+    },
+    /// The memory is dropped.
+    Discarded {
+        /// How much.
+        bytes: u64,
     },
     /// It could not be done.
     Failed {
@@ -116,8 +126,9 @@ pub enum OrderError {
 #[derive(Debug)]
 pub struct Orders {
     socket: AsyncFd<OwnedFd>,
-    /// One order at a time, so that answers belong to their orders.
-    turn: Mutex<()>,
+    /// One order at a time, so that answers belong to their orders; how many answers are due to orders that were given
+    /// and no longer waited for.
+    turn: Mutex<u32>,
 }
 
 impl Orders {
@@ -128,7 +139,7 @@ impl Orders {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&near, true)?;
-        Ok((Self { socket: watched(near, Interest::READABLE | Interest::WRITABLE)?, turn: Mutex::new(()) }, far))
+        Ok((Self { socket: watched(near, Interest::READABLE | Interest::WRITABLE)?, turn: Mutex::new(0) }, far))
     }
 
     /// Sends a monitor its configuration: the first datagram.
@@ -151,10 +162,17 @@ impl Orders {
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<Answer, OrderError> {
-        let _turn = self.turn.lock().await;
+        let mut due = self.turn.lock().await;
         let answered = async {
             self.send(&serde_json::to_vec(order).map_err(io::Error::other)?, descriptors).await?;
-            self.receive().await
+            *due += 1;
+            loop {
+                let answer = self.receive().await;
+                *due -= 1;
+                if *due == 0 || matches!(answer, Err(OrderError::Io(_))) {
+                    return answer;
+                }
+            }
         };
         match tokio::time::timeout(limit, answered).await {
             Ok(Ok(Answer::Failed { what })) => Err(OrderError::Refused { what: printable(&what) }),
@@ -294,14 +312,31 @@ mod tests {
             r#"{"frozen":{"pid":5,"pause_us":3,"save_us":1,"fork_us":2}}"#,
             r#"{"forked":{"pid":7}}"#,
             r#"{"saved":{"memory_bytes":9}}"#,
+            r#"{"discarded":{"bytes":4096}}"#,
         ]);
         let pause = Pause { pause_us: 3, save_us: 1, fork_us: 2 };
         assert_eq!(orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap(), Answer::Frozen { pid: 5, pause });
         let fork = Order::Fork { uds: "/x/v.sock".into() };
         assert_eq!(orders.order(&fork, &[], PROMPT).await.unwrap(), Answer::Forked { pid: 7 });
         assert_eq!(orders.order(&Order::Save {}, &[], SAVING).await.unwrap(), Answer::Saved { memory_bytes: 9 });
+        let discard = Order::Discard { ranges: vec![(8192, 4096), (0, 1)] };
+        assert_eq!(orders.order(&discard, &[], PROMPT).await.unwrap(), Answer::Discarded { bytes: 4096 });
         let heard = monitor.join().unwrap();
-        assert_eq!(heard, [r#"{"freeze":{}}"#, r#"{"fork":{"uds":"/x/v.sock"}}"#, r#"{"save":{}}"#]);
+        assert_eq!(heard[..3], [r#"{"freeze":{}}"#, r#"{"fork":{"uds":"/x/v.sock"}}"#, r#"{"save":{}}"#]);
+        assert_eq!(heard[3..], [r#"{"discard":{"ranges":[[8192,4096],[0,1]]}}"#]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_waited_for_is_not_taken_for_that_of_the_next_order() {
+        let (orders, far) = Orders::pair().unwrap();
+        let limit = Duration::from_millis(20);
+        assert!(tokio::time::timeout(limit, orders.order(&Order::Freeze {}, &[], PROMPT)).await.is_err());
+        for answer in
+            [r#"{"frozen":{"pid":5,"pause_us":3,"save_us":1,"fork_us":2}}"#, r#"{"saved":{"memory_bytes":9}}"#]
+        {
+            rustix::net::send(&far, answer.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+        }
+        assert_eq!(orders.order(&Order::Save {}, &[], PROMPT).await.unwrap(), Answer::Saved { memory_bytes: 9 });
     }
 
     #[tokio::test]

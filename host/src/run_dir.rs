@@ -5,12 +5,17 @@
 //! directory; a directory whose lock is free belonged to a process that was killed, and the next
 //! [`sweep`] removes it. Never follows a symlink that somebody else may have laid.
 
+mod record;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+
+pub(crate) use record::since_boot;
+pub use record::{Kind, Record, records};
 
 /// Longest path a Unix socket address can hold, without the closing zero.
 const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -73,11 +78,14 @@ impl RunDirError {
 /// a directory, or too long for a socket's address.
 #[must_use]
 pub fn default_base() -> PathBuf {
-    let fallback = PathBuf::from(format!("/tmp/midge-{}", rustix::process::getuid().as_raw()));
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         Some(dir) if dir.is_absolute() && dir.is_dir() && fits(&dir.join("midge")) => dir.join("midge"),
-        _ => fallback,
+        _ => fallback_base(),
     }
+}
+
+fn fallback_base() -> PathBuf {
+    PathBuf::from(format!("/tmp/midge-{}", rustix::process::getuid().as_raw()))
 }
 
 fn fits(base: &Path) -> bool {
@@ -90,7 +98,7 @@ pub struct RunDir {
     id: String,
     path: PathBuf,
     bulk: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl RunDir {
@@ -116,7 +124,7 @@ impl RunDir {
         let lock = open_lock(&lock_path).map_err(RunDirError::io("making", &lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| RunDirError::io("locking", &lock_path)(e.into()))?;
-        Ok(Self { bulk: bulk_base.join("run").join(&id), id, path, _lock: lock })
+        Ok(Self { bulk: bulk_base.join("run").join(&id), id, path, lock })
     }
 
     /// The random name, 12 hexadecimal digits.
@@ -239,6 +247,11 @@ fn make_private(base: &Path) -> Result<(), RunDirError> {
         }
         _ => {}
     }
+    examine_private(base)
+}
+
+/// Whether nobody else can reach into `base`.
+fn examine_private(base: &Path) -> Result<(), RunDirError> {
     let meta = fs::symlink_metadata(base).map_err(RunDirError::io("examining", base))?;
     let uid = rustix::process::getuid().as_raw();
     let found = if !meta.is_dir() {
@@ -316,7 +329,7 @@ mod tests {
         let dead = RunDir::create(&base, tmp.path()).unwrap();
         let (dead_path, dead_bulk) = (dead.path().to_path_buf(), dead.bulk().unwrap().to_path_buf());
         // What a SIGKILL leaves: the files, and a lock that nobody holds.
-        let RunDir { _lock: lock, .. } = &dead;
+        let RunDir { lock, .. } = &dead;
         flock(lock, FlockOperation::Unlock).unwrap();
         std::mem::forget(dead);
         fs::create_dir(base.join("0123456789ab")).unwrap();

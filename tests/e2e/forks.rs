@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use midge::exec::Exec;
+use midge::pool::{Limits, Pool};
+use midge::run_dir::Kind;
 use midge::sandbox::{Builder, Sandbox, Where};
 use midge::template::{Plan, Template};
 
@@ -84,6 +86,12 @@ pub(crate) async fn held() {
     for _ in 0..4 {
         forks.push(held.fork().await.expect("forks"));
     }
+    let mut listed = midge::ps::list().expect("can be listed");
+    listed.retain(|one| one.owner_pid == std::process::id());
+    assert!(listed.iter().all(|one| one.template.as_ref() == Some(&name)), "{listed:?}");
+    let of = |kind| listed.iter().filter(move |one| one.kind == kind);
+    assert_eq!((of(Kind::Resident).count(), of(Kind::Fork).count(), listed.len()), (1, 4, 5), "{listed:?}");
+    assert!(forks.iter().all(|fork| of(Kind::Fork).any(|one| one.id == fork.id())), "{listed:?}");
     drop(held);
     let mut seen = HashSet::new();
     for fork in &forks {
@@ -104,6 +112,95 @@ pub(crate) async fn held() {
     assert_eq!(text_of(&twice, "ls /opt/mine").await, "/opt/mine\n");
     twice.kill().await;
     last.kill().await;
+}
+
+/// More are taken than wait; every one is somebody else, and none is left in the end.
+pub(crate) async fn pool() {
+    let name = name("pool");
+    Template::create(&name, small(), Plan::default()).await.expect("is made");
+    let held = Template::open(&name).expect("is there").hold().await.expect("comes up");
+    Template::remove(&name).expect("goes");
+    assert_eq!(held.fork_max_mib(), 512);
+    let pool = Pool::new(held, Limits { level: 3, under_way: 2, ..Limits::default() }).expect("within limits");
+    pool.filled().await.expect("fills");
+    assert_eq!(pool.status().ready, 3);
+    let mut seen = HashSet::new();
+    let mut taken = Vec::new();
+    for _ in 0..5 {
+        let sandbox = pool.take().await.expect("one is made");
+        assert!(seen.insert(text_of(&sandbox, WHO).await), "somebody else");
+        text_of(&sandbox, "test ! -e /opt/mine; touch /opt/mine").await;
+        taken.push(sandbox);
+    }
+    pool.filled().await.expect("fills again");
+    // One that dies while it waits is replaced.
+    let mine: HashSet<String> = taken.iter().map(|sandbox| sandbox.id().to_owned()).collect();
+    let listed = midge::ps::list().expect("can be listed").into_iter();
+    let waits = |one: &midge::ps::Alive| one.owner_pid == std::process::id() && !mine.contains(&one.id);
+    if let Some(pid) = listed.filter(waits).filter(|one| one.kind == Kind::Fork).find_map(|one| one.monitor_pid) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+        while pool.status().died == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        pool.filled().await.expect("fills once more");
+    }
+    pool.drain().await;
+    for sandbox in taken {
+        sandbox.kill().await;
+    }
+    let left = midge::ps::list().expect("can be listed").into_iter().filter(|one| one.owner_pid == std::process::id());
+    assert_eq!(left.count(), 0);
+}
+
+/// Memory that a command has used and no longer needs is the host's again; what the guest keeps stays as it is.
+pub(crate) async fn memory() {
+    let sandbox = small().forkable().start().await.expect("starts");
+    if sandbox.place_name() == "emulated" {
+        let error = sandbox.give_back().await.expect_err("the emulated host's memory is another's");
+        assert!(midge::error::chain(&error).contains("emulated host"), "{error:?}");
+        assert_eq!(text_of(&sandbox, "echo goes on").await, "goes on\n");
+        return;
+    }
+    gives_back(&sandbox).await;
+    let fork = sandbox.fork(1).await.expect("forks").sandboxes.pop().expect("one");
+    gives_back(&fork).await;
+    // Both at once, with a fork in between: nobody is brought to a stand twice.
+    let (one, two, three) = tokio::join!(sandbox.give_back(), sandbox.fork(1), sandbox.give_back());
+    one.expect("goes back");
+    text_of(&two.expect("forks").sandboxes[0], "cd /opt; sha256sum -c sums").await;
+    three.expect("goes back");
+    text_of(&sandbox, "cd /opt; sha256sum -c sums").await;
+    let unasked = small().start().await.expect("starts").give_back().await.expect_err("takes no orders");
+    assert!(midge::error::chain(&unasked).contains("forkable"), "{unasked:?}");
+}
+
+/// What a sandbox holds for itself, in KiB.
+fn private_kib(sandbox: &Sandbox) -> u64 {
+    let mut all = midge::ps::list().expect("can be listed").into_iter();
+    all.find(|one| one.id == sandbox.id()).and_then(|one| one.memory).expect("is counted").private_kib
+}
+
+async fn gives_back(sandbox: &Sandbox) {
+    const USED_KIB: u64 = 120 << 10;
+    let keep = "cd /opt; head -c 20M /dev/urandom > data; cp /usr/bin/python3 p; sha256sum data p > sums";
+    text_of(sandbox, keep).await;
+    let counting = sandbox.exec(Exec::new(["sh", "-c", COUNTING]).user("root")).await.expect("starts");
+    text_of(sandbox, "python3 -c \"x = b'x' * (120 << 20)\"").await;
+    let before = private_kib(sandbox);
+    assert!(before > USED_KIB, "{before} KiB");
+    let bytes = sandbox.give_back().await.expect("goes back");
+    let after = private_kib(sandbox);
+    println!("{before} KiB, {} given back, {after} KiB", bytes >> 10);
+    assert!(bytes >> 10 > USED_KIB * 3 / 4, "{bytes} given back of {before} KiB");
+    assert!(before - after > USED_KIB * 3 / 4, "{before} KiB before, {after} after");
+    text_of(sandbox, "cd /opt; sha256sum -c sums").await;
+    text_of(sandbox, "a=$(cat /tmp/count); sleep 1; test $(cat /tmp/count) -gt $a").await;
+    // What was given back can be used again, and holds nothing of old.
+    text_of(sandbox, "python3 -c \"x = bytearray(120 << 20); assert not any(x); x[::4096] = b'y' * (30 << 10)\"").await;
+    text_of(sandbox, "cd /opt; sha256sum -c sums").await;
+    counting.controls().signal(9);
+    drop(counting.wait().await);
 }
 
 /// A sandbox at work is copied; all of them go on, and none sees what another does.

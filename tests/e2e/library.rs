@@ -19,6 +19,8 @@ crate::tests!("library":
     Guest commands_in_one_sandbox,
     Guest many_commands_in_a_row,
     Guest files_of_the_guest,
+    Guest pool_of_a_template,
+    Guest memory_goes_back,
 );
 
 fn sandboxes_side_by_side(context: &Context) {
@@ -41,6 +43,14 @@ fn files_of_the_guest(context: &Context) {
     inside(context, "files");
 }
 
+fn pool_of_a_template(context: &Context) {
+    inside(context, "pool");
+}
+
+fn memory_goes_back(context: &Context) {
+    inside(context, "memory");
+}
+
 /// Runs a body below in a process of its own.
 pub(crate) fn inside(context: &Context, name: &str) {
     context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(900)).run().code(0);
@@ -58,6 +68,8 @@ pub(crate) fn body(name: &str) {
             "many_fast" => many(1000).await,
             "many_slow" => many(250).await,
             "files" => files().await,
+            "memory" => crate::forks::memory().await,
+            "pool" => crate::forks::pool().await,
             "held" => crate::forks::held().await,
             "live" => crate::forks::live().await,
             "warmed" => crate::templates::warmed().await,

@@ -20,6 +20,7 @@ mod input;
 mod library;
 mod lifecycle;
 mod place;
+mod ps;
 mod templates;
 mod workspace;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         library::TESTS,
         forks::TESTS,
         templates::TESTS,
+        ps::TESTS,
         workspace::TESTS,
         faults::TESTS,
         lifecycle::TESTS,

@@ -9,6 +9,7 @@ mod doctor;
 mod fail;
 mod image;
 mod kernel;
+mod ps;
 mod run;
 mod template;
 
@@ -72,6 +73,8 @@ enum Command {
     Image(image::ImageArgs),
     /// Make, list and remove sandboxes that are kept to be forked
     Template(template::TemplateArgs),
+    /// List the sandboxes that are alive, and what memory they hold
+    Ps(ps::PsArgs),
     /// Measure, beside other monitors
     Bench(bench::BenchArgs),
 }
@@ -96,6 +99,7 @@ fn dispatch() -> u8 {
         Command::Kernel(args) => kernel::main(args),
         Command::Image(args) => image::main(args),
         Command::Template(args) => template::main(args),
+        Command::Ps(args) => ps::main(&args),
         Command::Bench(args) => bench::main(args),
     }
 }

@@ -204,16 +204,18 @@ impl Control {
                 }
                 Ok(false)
             }
-            answer @ (ToHost::Stats(_) | ToHost::Done | ToHost::Error(_)) => match pending.pop_front() {
-                Some(Pending { answer: asker, leaves }) => {
-                    let has_left = leaves && answer == ToHost::Done;
-                    // The asker may have lost its patience.
-                    let _ = asker.send(answer);
-                    Ok(has_left)
+            answer @ (ToHost::Stats(_) | ToHost::Gathered(_) | ToHost::Done | ToHost::Error(_)) => {
+                match pending.pop_front() {
+                    Some(Pending { answer: asker, leaves }) => {
+                        let has_left = leaves && answer == ToHost::Done;
+                        // The asker may have lost its patience.
+                        let _ = asker.send(answer);
+                        Ok(has_left)
+                    }
+                    None => Err(super::conversation::unexpected(DURING, &answer, "nothing")),
                 }
-                None => Err(super::conversation::unexpected(DURING, &answer, "nothing")),
-            },
-            other => Err(super::conversation::unexpected(DURING, &other, "Pong, Stats or Done")),
+            }
+            other => Err(super::conversation::unexpected(DURING, &other, "Pong, Stats, Gathered or Done")),
         }
     }
 }

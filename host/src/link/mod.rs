@@ -15,7 +15,7 @@ pub(crate) mod real_agent;
 use std::sync::Arc;
 use std::time::Duration;
 
-use midge_protocol::{AGENT_PORT, Freeze, Hello, Stats, ToAgent, ToHost, encode};
+use midge_protocol::{AGENT_PORT, Freeze, Gathered, Hello, Stats, ToAgent, ToHost, encode};
 use tokio::sync::{mpsc, oneshot};
 
 pub use conversation::{Conversation, Receiver, Sender};
@@ -167,6 +167,19 @@ impl Link {
     /// [`Error::Failed`] when it is not frozen. Otherwise as for [`Link::stats`].
     pub async fn thaw(&self) -> Result<(), Error> {
         self.ask_done(ToAgent::Thaw, "thawing the guest").await
+    }
+
+    /// Has the agent of a guest that is frozen take some more of its free memory, and tell where that is. It holds it until
+    /// the guest runs on, but only what this call returns is sure to stay where it is, until the next request.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the guest is not frozen, or cannot tell. Otherwise as for [`Link::stats`].
+    pub async fn gather(&self) -> Result<Gathered, Error> {
+        const DURING: &str = "gathering the guest's free memory";
+        match self.ask(ToAgent::Gather, DURING).await? {
+            ToHost::Gathered(gathered) => Ok(gathered),
+            other => Err(conversation::unexpected(DURING, &other, "Gathered")),
+        }
     }
 
     async fn ask_done(&self, message: ToAgent, during: &'static str) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 //! the layers above see one [`Monitor`]: streams to and from guest ports, the moment it ended and why.
 
 pub mod config;
+mod discard;
 pub mod end;
 pub mod events;
 mod native;
@@ -25,6 +26,7 @@ use crate::orders::OrderError;
 use crate::timeline::Recorder;
 
 pub use config::{Disk, DiskMode, Restore, VmmConfig, Vsock};
+pub use discard::Discarder;
 pub use end::{Cause, End};
 pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};

@@ -110,7 +110,7 @@ impl Monitor {
         Ok((Resident { place: self.dialer.place().clone(), life, recorder: silent, ended }, pause))
     }
 
-    fn orders(&self) -> Option<Arc<Orders>> {
+    pub(super) fn orders(&self) -> Option<Arc<Orders>> {
         match &self.life {
             Life::Native(process) => process.orders(),
             Life::Twin(twin) => Some(twin.orders()),

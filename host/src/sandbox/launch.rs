@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use midge_protocol::READY_PORT;
 
+use super::listing::{Lineage, describe};
 use super::settings::Settings;
 use super::twin::Made;
 use super::{Defaults, STOP, Sandbox, WorkspaceOrigin};
@@ -78,13 +79,15 @@ impl Launch {
         config.extra_msrs = self.forking.extra_msrs;
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, console).await?;
+        describe(&run_dir, monitor.place_name(), monitor.pid(), &config, Lineage::BOOTED);
         let identity = Identity { behind: self.behind, ..Identity::random(run_dir.id()) };
         let greeted =
             Link::establish(monitor.dialer(), listener, monitor.watch_end(), identity, limits, recorder.clone()).await;
         match greeted {
             Ok((link, hello)) => {
-                let made = Made { config, limits, hello, defaults, workspace: self.workspace };
-                Ok(Sandbox { monitor, link, made: Arc::new(made), recorder, collections: AtomicU32::new(0), run_dir })
+                let made = Made { config, limits, hello, defaults, workspace: self.workspace, template: None };
+                let (made, collections, standstill) = (Arc::new(made), AtomicU32::new(0), Arc::default());
+                Ok(Sandbox { monitor, link, made, recorder, collections, standstill, run_dir })
             }
             Err(Error::BootTimeout { limit_ms, .. }) => {
                 Err(Error::BootTimeout { limit_ms, console_tail: last_words(monitor).await })

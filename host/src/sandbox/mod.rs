@@ -17,8 +17,10 @@
 pub mod binaries;
 mod builder;
 mod choice;
+mod give_back;
 mod kernel_file;
 mod launch;
+pub(crate) mod listing;
 mod prepare;
 pub mod settings;
 pub mod twin;
@@ -64,6 +66,8 @@ pub struct Sandbox {
     made: Arc<Made>,
     recorder: Recorder,
     collections: AtomicU32,
+    /// Who brings the guest to a stand waits for whoever does so already.
+    standstill: Arc<tokio::sync::Mutex<()>>,
     run_dir: RunDir,
 }
 
@@ -168,6 +172,17 @@ impl Sandbox {
     #[must_use]
     pub fn place_name(&self) -> &'static str {
         self.monitor.place_name()
+    }
+
+    /// Why the VM has ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<Arc<End>> {
+        self.monitor.end()
+    }
+
+    /// A future of the end that does not borrow the sandbox.
+    pub fn watch_end(&self) -> impl Future<Output = Arc<End>> + Send + 'static {
+        self.monitor.watch_end()
     }
 
     /// Waits until the VM ends by itself, and says why.

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU32;
 
 use midge_protocol::{Hello, READY_PORT};
 
+use super::listing::{Lineage, describe};
 use super::settings::Settings;
 use super::workspace::WorkspaceOrigin;
 use super::{Defaults, Sandbox, launch};
@@ -18,7 +19,7 @@ use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
 use crate::monitor::{Monitor, Place, Resident, VmmConfig};
 use crate::orders::Pause;
-use crate::run_dir::{self, RunDir, new_id};
+use crate::run_dir::{self, Kind, RunDir, new_id};
 use crate::timeline::Recorder;
 
 /// What a sandbox and its forks have in common.
@@ -29,18 +30,25 @@ pub(crate) struct Made {
     pub(super) hello: Hello,
     pub(super) defaults: Defaults,
     pub(super) workspace: Option<Arc<WorkspaceOrigin>>,
+    /// The template that all of them come from.
+    pub(super) template: Option<String>,
 }
 
 impl Made {
-    /// For sandboxes that come from a template.
-    pub(crate) fn new(config: VmmConfig, place: &Place, hello: Hello, defaults: Defaults) -> Self {
+    /// For sandboxes that come from the template of this name.
+    pub(crate) fn new(template: &str, config: VmmConfig, place: &Place, hello: Hello, defaults: Defaults) -> Self {
         let limits = launch::limits(&Settings::default(), place.is_emulated());
-        Self { config, limits, hello, defaults, workspace: None }
+        Self { config, limits, hello, defaults, workspace: None, template: Some(template.to_owned()) }
     }
 
     /// The machine.
     pub(crate) fn config(&self) -> &VmmConfig {
         &self.config
+    }
+
+    /// The template that it comes from.
+    pub(crate) fn template(&self) -> Option<&str> {
+        self.template.as_deref()
     }
 
     /// The version of the agent in it.
@@ -91,12 +99,13 @@ impl Sandbox {
         let (resident, pause) = self.freeze_and_go_on().await?;
         let mut sandboxes = Vec::with_capacity(count);
         for _ in 0..count {
-            sandboxes.push(Self::from_resident(&resident, &self.made).await?);
+            sandboxes.push(Self::from_resident(&resident, &self.made, Some(self.id())).await?);
         }
         Ok(Forks { sandboxes, pause })
     }
 
     async fn freeze_and_go_on(&self) -> Result<(Resident, Pause), Error> {
+        let _turn = self.standstill.lock().await;
         self.link.freeze(false).await?;
         let frozen = self.monitor.freeze(&new_id()).await;
         // Whatever came of it, the guest goes on.
@@ -108,6 +117,7 @@ impl Sandbox {
 
     /// Brings everything in the guest to a stand and copies it; the sandbox does not go on.
     pub(crate) async fn freeze_for_good(&self, id: &str) -> Result<(Resident, Pause), Error> {
+        let _turn = self.standstill.lock().await;
         self.link.freeze(true).await?;
         Ok(self.monitor.freeze(id).await?)
     }
@@ -117,14 +127,20 @@ impl Sandbox {
         Arc::clone(&self.made)
     }
 
-    /// A sandbox of what `resident` holds.
-    pub(crate) async fn from_resident(resident: &Resident, made: &Arc<Made>) -> Result<Self, Error> {
+    /// A sandbox of what `resident` holds, which it has of the sandbox `parent`, if not of a template.
+    pub(crate) async fn from_resident(
+        resident: &Resident,
+        made: &Arc<Made>,
+        parent: Option<&str>,
+    ) -> Result<Self, Error> {
         let recorder = Recorder::new();
         recorder.note("start");
         let run_dir = new_run_dir()?;
         let socket = run_dir.socket();
         let listener = resident.place().listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = resident.fork(run_dir.id(), &socket, &recorder).await?;
+        let lineage = Lineage { kind: Kind::Fork, template: made.template(), parent };
+        describe(&run_dir, monitor.place_name(), monitor.pid(), made.config(), lineage);
         Self::resume(monitor, listener, Arc::clone(made), recorder, run_dir).await
     }
 
@@ -139,7 +155,7 @@ impl Sandbox {
         let identity = Identity::random(run_dir.id());
         let (dialer, ended) = (monitor.dialer(), monitor.watch_end());
         let link = Link::resume(dialer, Some(listener), ended, identity, made.limits, recorder.clone()).await?;
-        Ok(Self { monitor, link, made, recorder, collections: AtomicU32::new(0), run_dir })
+        Ok(Self { monitor, link, made, recorder, collections: AtomicU32::new(0), standstill: Arc::default(), run_dir })
     }
 }
 

@@ -31,8 +31,9 @@ pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
-use crate::monitor::{Place, Resident};
-use crate::run_dir::{self, new_id};
+use crate::monitor::{Disk, DiskMode, Place, Resident};
+use crate::run_dir::{self, Kind, RunDir};
+use crate::sandbox::listing::{Lineage, describe};
 use crate::sandbox::twin::{Made, new_run_dir};
 use crate::sandbox::{Defaults, Sandbox, Where};
 use crate::timeline::Recorder;
@@ -52,8 +53,10 @@ pub struct Template {
 /// A template in memory, ready to be forked. Dropping it lets go of the memory; its forks run on.
 #[derive(Debug)]
 pub struct Held {
+    // Dropped in this order.
     resident: Resident,
     made: Arc<Made>,
+    _run_dir: RunDir,
 }
 
 fn store() -> Result<Store, Error> {
@@ -122,6 +125,7 @@ impl Template {
         }
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, None).await?;
+        describe(&run_dir, monitor.place_name(), monitor.pid(), &config, self.lineage(Kind::Fork));
         // It makes its socket itself, on the way to running.
         let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
         ready.map_err(|end| Error::VmEnded { during: "starting a sandbox of a template", end })?;
@@ -146,13 +150,19 @@ impl Template {
         let made = Arc::new(self.made(&place, config.clone()));
         config.forkable = is_forkable;
         let recorder = Recorder::new();
-        // Its socket is nobody's: every fork gets one of its own.
-        let resident = place.hold(&new_id(), &config, &recorder).await?;
+        // Its socket is nobody's: every fork gets one of its own. The directory is for whoever lists what is alive.
+        let run_dir = new_run_dir()?;
+        let resident = place.hold(run_dir.id(), &config, &recorder).await?;
+        describe(&run_dir, place.name(), resident.pid(), &config, self.lineage(Kind::Resident));
         resident
             .ready(HOLD_MAX)
             .await
             .map_err(|end| Error::VmEnded { during: "bringing a template into memory", end })?;
-        Ok(Held { resident, made })
+        Ok(Held { resident, made, _run_dir: run_dir })
+    }
+
+    fn lineage(&self, kind: Kind) -> Lineage<'_> {
+        Lineage { kind, template: Some(&self.record.name), parent: None }
     }
 
     /// Where its kernel runs: a machine's KVM that runs any kernel, or the one it was made on.
@@ -170,7 +180,7 @@ impl Template {
             stages: Vec::new(),
             warnings: Vec::new(),
         };
-        Made::new(config, place, hello, Defaults { env, user: self.record.user.clone() })
+        Made::new(&self.record.name, config, place, hello, Defaults { env, user: self.record.user.clone() })
     }
 }
 
@@ -180,7 +190,18 @@ impl Held {
     /// # Errors
     /// [`Error::Monitor`] when the machine has no memory or processes left; the template stays as it is.
     pub async fn fork(&self) -> Result<Sandbox, Error> {
-        Sandbox::from_resident(&self.resident, &self.made).await
+        Sandbox::from_resident(&self.resident, &self.made, None).await
+    }
+
+    /// The memory that a fork can come to use, in MiB: the guest's, and what its disks hold in memory.
+    #[must_use]
+    pub fn fork_max_mib(&self) -> u64 {
+        let config = self.made.config();
+        let disk_mib = |disk: &Disk| match disk.mode {
+            DiskMode::OverlayMemory { cap_mib } => cap_mib,
+            DiskMode::ReadOnly | DiskMode::OverlayFile { .. } => 0,
+        };
+        config.disks.iter().map(disk_mib).fold(config.mem_mib, u64::saturating_add)
     }
 
     /// The process that holds it, where it is one of this machine.

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Telling a monitor to drop guest memory.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{Life, Monitor, MonitorError};
+use crate::orders::{Answer, Order, OrderError, Orders, PROMPT};
+
+const ACTION: &str = "giving guest memory back";
+
+/// What tells one monitor to drop memory; goes on where the monitor's own handle is borrowed.
+#[derive(Debug, Clone)]
+pub struct Discarder(Arc<Orders>);
+
+impl Monitor {
+    /// What tells it to drop memory.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when it takes no orders: one of a VM that cannot be forked and is no fork, or one on an
+    /// emulated host, whose memory is not this machine's.
+    pub fn discarder(&self) -> Result<Discarder, MonitorError> {
+        let refused = |why| MonitorError::Order { action: ACTION, source: OrderError::Io(io::Error::other(why)) };
+        if let Life::Remote(_) = self.life {
+            return Err(refused("the memory of an emulated host is not this machine's to take back"));
+        }
+        let orders = self.orders().ok_or_else(|| refused("it takes no orders: start the sandbox as `forkable`"))?;
+        Ok(Discarder(orders))
+    }
+}
+
+impl Discarder {
+    /// Has it drop these guest-physical ranges (start, length in bytes). They are a guest's claim, which the monitor checks.
+    /// Returns how many bytes it has dropped.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when it refuses; then it has dropped nothing, unless this machine failed it in the middle.
+    pub async fn discard(&self, ranges: Vec<(u64, u64)>) -> Result<u64, MonitorError> {
+        let refused = |source| MonitorError::Order { action: ACTION, source };
+        match self.0.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused)? {
+            Answer::Discarded { bytes } => Ok(bytes),
+            other => Err(refused(OrderError::Unexpected { answer: format!("{other:?}") })),
+        }
+    }
+}
