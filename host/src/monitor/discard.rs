@@ -17,14 +17,13 @@ impl Monitor {
     /// What tells it to drop memory.
     ///
     /// # Errors
-    /// [`MonitorError::Order`] when it takes no orders: one of a VM that cannot be forked and is no fork, or one on an
-    /// emulated host, whose memory is not this machine's.
+    /// [`MonitorError::Order`] when it is on an emulated host, whose memory is not this machine's, or told to end.
     pub fn discarder(&self) -> Result<Discarder, MonitorError> {
         let refused = |why| MonitorError::Order { action: ACTION, source: OrderError::Io(io::Error::other(why)) };
         if let Life::Remote(_) = self.life {
             return Err(refused("the memory of an emulated host is not this machine's to take back"));
         }
-        let orders = self.orders().ok_or_else(|| refused("it takes no orders: start the sandbox as `forkable`"))?;
+        let orders = self.orders().ok_or_else(|| refused("it has been told to end"))?;
         Ok(Discarder(orders))
     }
 }

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A monitor as a child process of ours.
 //!
-//! Its stdin is its lifeline: should this process die in any way, the pipe closes and the monitor stops.
+//! Its stdin is its control socket and its lifeline: should this process die in any way, the socket closes and the monitor
+//! stops.
 //! A thread of its own reaps it, so that no zombie is left even when no async runtime runs any more.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,7 +43,8 @@ fn count_unreaped(change: impl FnOnce(&mut usize)) {
 /// A child process; dropping it kills it.
 pub(crate) struct Process {
     pid: Pid,
-    lifeline: Option<Lifeline>,
+    /// Where it takes orders; the end of orders is the end of the monitor.
+    orders: Option<Arc<Orders>>,
     /// `None` once reaped: from then on the number may belong to a stranger.
     child: Arc<Mutex<Option<Child>>>,
 }
@@ -51,22 +53,6 @@ impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
     }
-}
-
-/// What a monitor has as its stdin.
-enum Lifeline {
-    Pipe(ChildStdin),
-    /// A control socket: the end of orders is the end of the monitor.
-    Orders(Arc<Orders>),
-}
-
-/// How a monitor is talked to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Talk {
-    /// It is given its configuration and left alone.
-    Once,
-    /// It takes orders.
-    Orders,
 }
 
 /// A process that has just been started, with what can be heard of it.
@@ -79,46 +65,35 @@ pub(super) struct Spawned {
 }
 
 /// Starts `binary` and hands it its configuration.
-pub(super) fn spawn(binary: &Path, config_line: &str, talk: Talk) -> Result<Spawned, MonitorError> {
+pub(super) fn spawn(binary: &Path, config_line: &str) -> Result<Spawned, MonitorError> {
     let is_executable = binary.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if !is_executable {
         return Err(MonitorError::Missing { path: binary.to_path_buf() });
     }
-    start(binary, config_line, talk).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
+    start(binary, config_line).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
 }
 
-fn start(binary: &Path, config_line: &str, talk: Talk) -> io::Result<Spawned> {
-    let (orders, stdin) = match talk {
-        Talk::Once => (None, Stdio::piped()),
-        Talk::Orders => {
-            let (orders, far) = Orders::pair()?;
-            (Some(Arc::new(orders)), Stdio::from(far))
-        }
-    };
+fn start(binary: &Path, config_line: &str) -> io::Result<Spawned> {
+    let (orders, far) = Orders::pair()?;
     let mut child = Command::new(binary)
         .args(["--config", "-"])
         .env_clear()
         .current_dir("/")
         // Away from the terminal's process group: Ctrl-C is for us to understand, not for the monitor.
         .process_group(0)
-        .stdin(stdin)
+        .stdin(far)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
     let pid = Pid::from_child(&child);
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(Some(child)));
     // From here on an early return kills the child, and the thread reaps it.
-    let lifeline = orders.map(Lifeline::Orders).or(stdin.map(Lifeline::Pipe));
-    let mut process = Process { pid, lifeline, child };
+    let process = Process { pid, orders: Some(Arc::new(orders)), child };
     let status = reap_later(pid, Arc::clone(&process.child))?;
     let events = receiver(stdout.map(OwnedFd::from))?;
     let stderr = receiver(stderr.map(OwnedFd::from))?;
-    let told = match &mut process.lifeline {
-        Some(Lifeline::Pipe(pipe)) => pipe.write_all(config_line.as_bytes()),
-        Some(Lifeline::Orders(orders)) => orders.configure(config_line),
-        None => Ok(()),
-    };
+    let told = process.orders.as_ref().map_or(Ok(()), |orders| orders.configure(config_line));
     // One that refuses its configuration says why by itself.
     told.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })?;
     Ok(Spawned { process, events, stderr, status })
@@ -164,17 +139,14 @@ impl Process {
     }
 
     pub(super) fn close_lifeline(&mut self) {
-        if let Some(Lifeline::Orders(orders)) = self.lifeline.take() {
+        if let Some(orders) = self.orders.take() {
             orders.close();
         }
     }
 
-    /// Where it takes orders, if it does.
+    /// Where it takes orders, until its lifeline is closed.
     pub(super) fn orders(&self) -> Option<Arc<Orders>> {
-        match &self.lifeline {
-            Some(Lifeline::Orders(orders)) => Some(Arc::clone(orders)),
-            Some(Lifeline::Pipe(_)) | None => None,
-        }
+        self.orders.clone()
     }
 
     pub(super) fn kill(&mut self) {
@@ -211,7 +183,7 @@ mod tests {
     /// A script that was just written may still be open for writing in a fork of another test's thread.
     fn start_script(path: &Path, config: &str) -> Spawned {
         for _ in 0..50 {
-            match spawn(path, config, Talk::Once) {
+            match spawn(path, config) {
                 Err(MonitorError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -238,7 +210,10 @@ mod tests {
     #[tokio::test]
     async fn config_arrives_and_the_lifeline_stays_open_until_closed() {
         let dir = tempfile::tempdir().unwrap();
-        let vmm = script(dir.path(), "read line; echo \"got $line\"; cat >/dev/null; echo lifeline >&2; exit 7");
+        let vmm = script(
+            dir.path(),
+            "echo \"got $(dd bs=9999 count=1 status=none)\"; cat >/dev/null; echo lifeline >&2; exit 7",
+        );
         let mut spawned = start_script(&vmm, "{}\n");
         let mut heard = [0; 7];
         spawned.events.read_exact(&mut heard).await.unwrap();
@@ -270,13 +245,13 @@ mod tests {
         spawned.process.kill();
     }
 
-    #[test]
-    fn missing_or_unexecutable_binary_is_named() {
+    #[tokio::test]
+    async fn missing_or_unexecutable_binary_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let plain = dir.path().join("plain");
         std::fs::write(&plain, "").unwrap();
         for path in [dir.path().join("absent"), plain, dir.path().to_path_buf()] {
-            let error = spawn(&path, "{}\n", Talk::Once).err().unwrap();
+            let error = spawn(&path, "{}\n").err().unwrap();
             assert!(matches!(&error, MonitorError::Missing { path: p } if *p == path), "{error}");
             assert!(error.to_string().contains("MIDGE_VMM"));
         }

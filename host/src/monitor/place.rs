@@ -8,7 +8,6 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
 
-use super::native::Talk;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
@@ -105,7 +104,7 @@ impl Place {
         let (life, Heard { ended, reaped }) = match self {
             Self::Native { vmm } => {
                 let line = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
-                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line, talk(config))?;
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line)?;
                 let heard = listen(events, stderr, gone(status), recorder, Clock::Ours, console);
                 (Life::Native(process), heard)
             }
@@ -121,11 +120,6 @@ impl Place {
         let dialer = Dialer::new(self.clone(), id, socket);
         Ok(Monitor { dialer, ended, reaped, life })
     }
-}
-
-/// A VM that may be forked takes orders.
-fn talk(config: &VmmConfig) -> Talk {
-    if config.forkable { Talk::Orders } else { Talk::Once }
 }
 
 pub(super) fn line(config: &VmmConfig) -> std::io::Result<String> {

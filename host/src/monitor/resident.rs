@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::watch as channel;
 
-use super::native::{self, Talk};
+use super::native;
 use super::place::{Remote, emulated, line};
 use super::twin::Twin;
 use super::watch::{Clock, Heard, gone, listen};
@@ -96,8 +96,7 @@ impl Monitor {
             let life = ResidentLife::Remote(remote);
             return Ok((Resident { place: Place::Emulated(Arc::clone(host)), life, recorder: silent, ended }, pause));
         }
-        let orders =
-            self.orders().ok_or_else(|| local(ACTION)(std::io::Error::other("it was not started to be forked")))?;
+        let orders = self.orders().ok_or_else(gone_already(ACTION))?;
         let (near, far) = orders::streams().map_err(local(ACTION))?;
         let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
         let (pid, pause) = match answer.map_err(refused(ACTION))? {
@@ -129,7 +128,7 @@ impl Place {
         match self {
             Self::Native { vmm } => {
                 let text = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
-                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text, Talk::Orders)?;
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text)?;
                 let Heard { ended, .. } = listen(events, stderr, gone(status), recorder, Clock::Ours, None);
                 let life = ResidentLife::Child(process);
                 Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })

@@ -25,8 +25,7 @@ impl Sandbox {
     /// host's kernel keeps that part until it is short of memory.
     ///
     /// # Errors
-    /// [`Error::Monitor`] for a sandbox in an emulated host, and for one that was neither built with
-    /// [`forkable`](super::Builder::forkable) nor made by a fork; [`Error::Failed`] when the guest cannot be brought to a
+    /// [`Error::Monitor`] for a sandbox in an emulated host; [`Error::Failed`] when the guest cannot be brought to a
     /// stand, or its kernel does not tell where memory is. It goes on in any case.
     pub async fn give_back(&self) -> Result<u64, Error> {
         let discarder = self.monitor.discarder()?;
