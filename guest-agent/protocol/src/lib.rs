@@ -18,7 +18,8 @@
 //! conversation is broken, and the agent calls nobody: the host opens a conversation with `Resume`, whose `Welcome`
 //! makes the copy unique before anything else runs in it. When that fails the answer is `Error`, or one comes after
 //! `Done` and ends the conversation; the guest stays frozen then, and another `Resume` may be tried. Commands that ran
-//! go on in the copy without their client, whether or not they keep a replay to `Attach` to.
+//! go on in the copy without their client, whether or not they keep a replay to `Attach` to. `SetClock` after it makes the
+//! wall clock right by a guest that has its wits together: a cold one may take 10 ms to hear `Resume`.
 //!
 //! **Memory that goes back.** Between `Freeze` and `Thaw` the host may send `Gather`, again and again: the agent takes free
 //! memory from its kernel, holds it, and answers `Gathered` with its place. Nothing else can use it before `Thaw` or

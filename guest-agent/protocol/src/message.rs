@@ -107,6 +107,9 @@ direction! {
         Resume(Welcome) = 0x0008,
         /// Take free memory, after `Freeze`; answered by `Gathered`; control conversation.
         Gather = 0x0009,
+        /// The host's wall clock, in nanoseconds since 1970: the one of `Resume` is old by the time a cold guest hears it. Not
+        /// answered; control conversation.
+        SetClock(u64) = 0x000a,
         /// Run a command; first message.
         Exec(Exec) = 0x0010,
         /// Take over a running command; first message.

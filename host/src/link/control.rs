@@ -65,6 +65,8 @@ impl Control {
             self.recorder.note("resume_sent");
             let mut conversation = open(dialer, &self.health, &resume, RESUMING).await?;
             conversation.receiver.done().await?;
+            // What the guest was told is as old as its first steps were slow; now it listens.
+            conversation.sender.send(&ToAgent::SetClock(self.unix_time_ns())).await?;
             Ok::<_, Error>(conversation)
         };
         let conversation = tokio::select! {
@@ -104,12 +106,16 @@ impl Control {
         Ok((conversation, hello))
     }
 
+    /// What the guest's wall clock shall show now.
+    fn unix_time_ns(&self) -> u64 {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_1970.saturating_sub(self.identity.behind).as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn welcome(&self, version: u16) -> Welcome {
-        let since_1970 =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.identity.behind);
         Welcome {
             version,
-            unix_time_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+            unix_time_ns: self.unix_time_ns(),
             entropy: random_bytes::<{ 2 * MIN_ENTROPY_BYTES }>().to_vec(),
             hostname: self.identity.hostname.clone(),
             machine_id: self.identity.machine_id,

@@ -262,6 +262,8 @@ async fn resumed(has_listener: bool) -> (Guest, super::fake::Peer, Link) {
     assert_eq!((welcome.hostname.as_str(), welcome.machine_id), ("h", [7; 16]));
     control.say(&ToHost::Done).await;
     let link = link.await.unwrap().unwrap();
+    let Some(ToAgent::SetClock(unix_time_ns)) = control.next().await else { panic!("no clock") };
+    assert!(unix_time_ns >= welcome.unix_time_ns);
     (guest, control, link)
 }
 
