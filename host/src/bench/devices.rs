@@ -3,9 +3,11 @@
 //! asked in turn. The guest's side is [`guest`](super::guest), the same for all; the clock is the host's.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::greeting::{accept, listen, since_us};
 use super::guest::{self, BYTES_PORT, CHUNK_BYTES, MARK, ORDERS_PORT, Order};
@@ -17,6 +19,10 @@ use crate::initramfs::{self, InitramfsError};
 const STREAM_BYTES: u64 = 64 << 20;
 /// Round trips of one round.
 const ECHO_COUNT: u32 = 200;
+/// The byte of round trips; none of those that streams are made of.
+const ECHOED: u8 = 1;
+/// How long a guest may say nothing about what it sent.
+const SILENCE_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 /// Random reads of one round, and their size.
 const RANDOM_COUNT: u64 = 2000;
 const RANDOM_BYTES: usize = 4 << 10;
@@ -43,8 +49,10 @@ pub fn device_initramfs(midge: &Path, dir: &Path) -> Result<PathBuf, InitramfsEr
 struct Peer {
     started: Started,
     orders: BufReader<UnixStream>,
-    bytes: UnixListener,
+    stream: UnixStream,
     told: Option<Order>,
+    /// Bytes of the guest's that it never sent.
+    surplus: u64,
     _dir: tempfile::TempDir,
 }
 
@@ -56,11 +64,15 @@ impl Peer {
         let (orders, bytes) = (listen(&uds, ORDERS_PORT), listen(&uds, BYTES_PORT));
         let (orders, bytes) = (orders.map_err(prepare(who))?, bytes.map_err(prepare(who))?);
         let mut started = Started::contender(contender, dir.path(), payload)?;
-        let Some(orders) = accept(&orders, || started.is_late()).map_err(prepare(who))? else {
-            return Err(started.late());
-        };
-        orders.set_read_timeout(Some(payload.limit)).map_err(prepare(who))?;
-        Ok(Self { started, orders: BufReader::new(orders), bytes, told: None, _dir: dir })
+        match [orders, bytes].map(|listener| accept(&listener, || started.is_late())) {
+            [Ok(Some(orders)), Ok(Some(stream))] => {
+                let limited = [&orders, &stream].map(|stream| stream.set_read_timeout(Some(payload.limit)));
+                limited.into_iter().collect::<Result<(), _>>().map_err(prepare(who))?;
+                Ok(Self { started, orders: BufReader::new(orders), stream, told: None, surplus: 0, _dir: dir })
+            }
+            [Err(error), _] | [_, Err(error)] => Err(prepare(who)(error)),
+            _ => Err(started.late()),
+        }
     }
 
     fn failed(&self, what: &str) -> impl Fn(std::io::Error) -> BenchError + use<> {
@@ -83,23 +95,14 @@ impl Peer {
         if got > 0 { Ok(()) } else { Err(failed(std::io::ErrorKind::UnexpectedEof.into())) }
     }
 
-    fn stream(&mut self) -> Result<UnixStream, BenchError> {
-        let failed = self.failed("taking the guest's stream");
-        let start = Instant::now();
-        let limit = self.orders.get_ref().read_timeout().ok().flatten();
-        let stream = accept(&self.bytes, || limit.is_some_and(|limit| start.elapsed() > limit)).map_err(&failed)?;
-        let stream = stream.ok_or_else(|| failed(std::io::ErrorKind::TimedOut.into()))?;
-        stream.set_read_timeout(limit).map_err(failed)?;
-        Ok(stream)
-    }
-
     /// KiB per second from the guest.
     fn sent_by_guest(&mut self) -> Result<u64, BenchError> {
-        self.order(Order::Send { bytes: STREAM_BYTES })?;
-        let mut stream = self.stream()?;
         let start = Instant::now();
-        guest::receive(&mut stream, STREAM_BYTES).map_err(self.failed("reading from the guest"))?;
+        self.order(Order::Send { bytes: STREAM_BYTES })?;
+        guest::receive(&mut self.stream, STREAM_BYTES).map_err(self.failed("reading from the guest"))?;
         let took = since_us(start);
+        self.surplus += drain(&mut self.stream, self.orders.get_ref())
+            .map_err(self.failed("reading what else comes from the guest"))?;
         self.done()?;
         Ok(kib_per_s(STREAM_BYTES, took))
     }
@@ -107,9 +110,8 @@ impl Peer {
     /// KiB per second to the guest.
     fn taken_by_guest(&mut self) -> Result<u64, BenchError> {
         self.order(Order::Receive { bytes: STREAM_BYTES })?;
-        let mut stream = self.stream()?;
         let start = Instant::now();
-        guest::send(&mut stream, STREAM_BYTES).map_err(self.failed("writing to the guest"))?;
+        guest::send(&mut self.stream, STREAM_BYTES).map_err(self.failed("writing to the guest"))?;
         self.done()?;
         Ok(kib_per_s(STREAM_BYTES, since_us(start)))
     }
@@ -117,11 +119,14 @@ impl Peer {
     /// Microseconds of round trips of a byte.
     fn round_trips(&mut self) -> Result<Vec<u64>, BenchError> {
         self.order(Order::Echo { count: ECHO_COUNT })?;
-        let (mut stream, mut byte, mut all) = (self.stream()?, [0], Vec::new());
+        let (mut byte, mut all) = ([0], Vec::new());
         for _ in 0..ECHO_COUNT {
             let start = Instant::now();
-            let echoed = stream.write_all(&[1]).and_then(|()| stream.read_exact(&mut byte));
+            let echoed = self.stream.write_all(&[ECHOED]).and_then(|()| self.stream.read_exact(&mut byte));
             echoed.map_err(self.failed("sending a byte there and back"))?;
+            if byte != [ECHOED] {
+                return Err(self.failed("sending a byte there and back")(std::io::ErrorKind::InvalidData.into()));
+            }
             all.push(since_us(start));
         }
         self.done()?;
@@ -134,6 +139,24 @@ impl Peer {
         self.order(Order::Read { count, bytes, is_random })?;
         self.done()?;
         Ok(since_us(start).max(1))
+    }
+}
+
+/// Bytes that arrive though the guest never sent them, until it says that it has sent all. A monitor that repeats some would
+/// have its guest wait for ever otherwise, and spoil what comes next.
+fn drain(stream: &mut UnixStream, orders: &UnixStream) -> std::io::Result<u64> {
+    let (mut surplus, mut chunk) = (0, [0; 4096]);
+    loop {
+        let mut fds = [&*stream, orders].map(|stream| PollFd::new(stream, PollFlags::IN));
+        poll(&mut fds, Some(&SILENCE_MAX))?;
+        let [speaks, is_done] = fds.map(|fd| !fd.revents().is_empty());
+        if !speaks {
+            return if is_done { Ok(surplus) } else { Err(std::io::ErrorKind::TimedOut.into()) };
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            got => surplus += got as u64,
+        }
     }
 }
 
@@ -196,8 +219,9 @@ pub fn vsock(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Resul
         CHUNK_BYTES >> 10
     );
     let mut report = begin("vsock", &what, options)
-        .event("from_guest", "from the host's taking of the stream until it has read all of it")
+        .event("from_guest", "from the order until the host has read all of it")
         .event("to_guest", "from the host's first write until the guest says that it has read all of it")
+        .event("surplus", "bytes that reached the host from the guest though it had not sent them, in all rounds")
         .event("round_trip", "from the host's write of a byte until it has read it back");
     let mut peers = boot_all(options, None)?;
     let all = rounds(options, &mut peers, progress, |peer| {
@@ -207,6 +231,7 @@ pub fn vsock(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Resul
         let who = peer.started.who;
         report.add(Series::new(who, "from_guest", Unit::KibPerS, found.iter().map(|found| found.0)));
         report.add(Series::new(who, "to_guest", Unit::KibPerS, found.iter().map(|found| found.1)));
+        report.add(Series::new(who, "surplus", Unit::Count, [peer.surplus]));
         report.add(Series::new(who, "round_trip", Unit::Us, found.into_iter().flat_map(|found| found.2)));
     }
     let (more, less) = (Aim::AtLeast(1.0), Aim::AtMost(1.0));
@@ -256,6 +281,17 @@ mod tests {
         for part in ["init\0", "bench/guest\0", "the program"] {
             assert!(bytes.windows(part.len()).any(|window| window == part.as_bytes()), "{part}");
         }
+    }
+
+    #[test]
+    fn bytes_that_nobody_sent_are_counted_until_the_guest_is_done() {
+        let ((mut near, mut far), (orders, mut guest)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        far.write_all(&[0; 5000]).unwrap();
+        guest.write_all(b"\n").unwrap();
+        assert_eq!(drain(&mut near, &orders).unwrap(), 5000);
+        assert_eq!(drain(&mut near, &orders).unwrap(), 0);
+        drop(far);
+        assert!(drain(&mut near, &orders).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::emulated::outpost::system;
 pub(super) const MARK: &str = "/bench/guest";
 /// Where the host gives orders.
 pub(super) const ORDERS_PORT: u32 = 1100;
-/// Where bytes are moved.
+/// Where it opens the stream on which bytes are moved.
 pub(super) const BYTES_PORT: u32 = 1101;
 /// What is written to a stream, and read from it, in one call.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
@@ -34,11 +34,11 @@ const ALIGN_BYTES: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
-    /// Open a stream and write so many bytes to it.
+    /// Write so many bytes to the stream.
     Send { bytes: u64 },
-    /// Open a stream and read so many bytes from it.
+    /// Read so many bytes from the stream.
     Receive { bytes: u64 },
-    /// Open a stream and send back each of so many bytes.
+    /// Send back each of so many bytes on the stream.
     Echo { count: u32 },
     /// Read so many pieces of the disk, one after the other, past the page cache.
     Read { count: u64, bytes: usize, is_random: bool },
@@ -69,20 +69,21 @@ fn connect(port: u32) -> io::Result<UnixStream> {
 fn serve() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
     let mut answers = connect(ORDERS_PORT)?;
+    let mut stream = connect(BYTES_PORT)?;
     let orders = BufReader::new(answers.try_clone()?);
     for line in orders.lines() {
-        obey(serde_json::from_str(&line?)?)?;
+        obey(serde_json::from_str(&line?)?, &mut stream)?;
         answers.write_all(b"\n")?;
     }
     Ok(())
 }
 
-fn obey(order: Order) -> io::Result<()> {
+fn obey(order: Order, stream: &mut UnixStream) -> io::Result<()> {
     match order {
-        Order::Send { bytes } => send(&mut connect(BYTES_PORT)?, bytes),
-        Order::Receive { bytes } => receive(&mut connect(BYTES_PORT)?, bytes),
+        Order::Send { bytes } => send(stream, bytes),
+        Order::Receive { bytes } => receive(stream, bytes),
         Order::Echo { count } => {
-            let (mut stream, mut byte) = (connect(BYTES_PORT)?, [0]);
+            let mut byte = [0];
             for _ in 0..count {
                 stream.read_exact(&mut byte)?;
                 stream.write_all(&byte)?;
