@@ -9,6 +9,7 @@
 
 #![expect(clippy::panic, reason = "a test fails by panicking; clippy does not see that this whole binary is tests")]
 
+mod bench;
 mod containers;
 mod context;
 mod contract;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         lifecycle::TESTS,
         containers::TESTS,
+        bench::TESTS,
     ];
     let all: Vec<Test> = groups.concat();
     let runs_in = |place: &str, needs: &[Needs]| -> Vec<Test> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootReport, Clock, Exits};
+use super::{Clock, Exits, Report, Unit};
 
 /// How much more than its budget a figure may be, in percent, where a new file does not say otherwise: compilers and
 /// kernels of one distribution differ by less.
@@ -16,6 +16,8 @@ const TOLERANCE_PERCENT: u64 = 8;
 /// A stage that says nothing: until the kernel is in memory two threads share the emulated host's processor, and which of
 /// them gets it first can change with anything.
 const UNSTEADY: &str = "memory_ready";
+/// Whose figures are held to it.
+const OURS: &str = "midge";
 /// Figures below this are not told apart by a share: rounding alone moves them.
 const SMALL_COUNT: u64 = 50;
 
@@ -73,21 +75,23 @@ impl fmt::Display for Lines {
 }
 
 impl Budget {
-    /// The medians of a report's first series as a budget.
+    /// The medians of our boots as a budget.
     ///
     /// # Errors
     /// [`BudgetError::Other`] for a report that is by time.
-    pub fn of(report: &BootReport) -> Result<Self, BudgetError> {
+    pub fn of(report: &Report) -> Result<Self, BudgetError> {
         let other = |text: &str| BudgetError::Other(text.to_owned());
         if report.clock != Clock::Instructions {
             return Err(other("the bench measured time, which differs from machine to machine; add --emulated"));
         }
-        let ours = report.series.first().ok_or_else(|| other("the bench has no figures"))?;
+        let ours = report.find(OURS, "first_reply").ok_or_else(|| other("the bench has no figures"))?;
+        let exits = report.series.iter().filter(|series| series.who == OURS && series.unit == Unit::Count);
+        let mem_mib = report.options.get("mem_mib").and_then(|mib| mib.parse().ok());
         Ok(Self {
             tolerance_percent: TOLERANCE_PERCENT,
-            mem_mib: report.mem_mib,
+            mem_mib: mem_mib.ok_or_else(|| other("the bench does not say how much memory its guest had"))?,
             kilo_instructions: ours.stages().into_iter().filter(|(name, _)| name != UNSTEADY).collect(),
-            exits: ours.exits(),
+            exits: exits.map(|series| (series.what.clone(), series.figures().p50)).collect(),
         })
     }
 
@@ -116,7 +120,7 @@ impl Budget {
     ///
     /// # Errors
     /// [`BudgetError::Over`] with every figure that is; [`BudgetError::Io`], [`BudgetError::Other`].
-    pub fn hold(path: &Path, report: &BootReport) -> Result<String, BudgetError> {
+    pub fn hold(path: &Path, report: &Report) -> Result<String, BudgetError> {
         let (budget, spent) = (Self::read(path)?, Self::of(report)?);
         if budget.mem_mib != spent.mem_mib {
             let text = format!("it is for guests of {} MiB, the bench had {}", budget.mem_mib, spent.mem_mib);
@@ -165,11 +169,11 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::report;
+    use super::super::boot::tests::report;
     use super::*;
 
-    fn counted() -> BootReport {
-        BootReport { clock: Clock::Instructions, ..report() }
+    fn counted() -> Report {
+        Report { clock: Clock::Instructions, ..report() }
     }
 
     fn held(change: impl FnOnce(&mut Budget)) -> Result<String, BudgetError> {

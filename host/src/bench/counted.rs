@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::boot::report_of;
 use super::inside::{ORDER, Word};
-use super::{BenchError, BootOptions, BootReport, Clock, Contender};
+use super::{BenchError, BootOptions, Clock, Contender, Report, check_runs};
 use crate::cache::Cache;
 use crate::emulated::EmulatedError;
 use crate::emulated::counted::CountedHost;
@@ -77,8 +78,8 @@ pub fn boot_counted(
     cache: &Cache,
     midge: &Path,
     watch: &dyn Watch,
-) -> Result<BootReport, CountedError> {
-    options.check()?;
+) -> Result<Report, CountedError> {
+    check_runs(options.runs)?;
     let kernel = kernel::ensure(cache, Flavour::Host, watch)?;
     let dir = cache.stage().map_err(InitramfsError::from)?;
     let archive = dir.path().join("bench.cpio");
@@ -99,7 +100,7 @@ pub fn boot_counted(
     });
     watch.end("");
     match (last, ran) {
-        (Some(Word::Result { machine, runs }), _) => Ok(BootReport::new(options, Clock::Instructions, machine, runs)),
+        (Some(Word::Result { machine, runs }), _) => Ok(report_of(options, Clock::Instructions, machine, runs)),
         (Some(Word::Failed(text)), _) => Err(CountedError::Inside { text }),
         (_, Err(error)) => Err(error.into()),
         (_, Ok(())) => Err(CountedError::NoResult),

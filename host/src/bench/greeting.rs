@@ -2,15 +2,14 @@
 //! The first words with an agent, blocking and with nothing around them: hello, welcome, ping, pong.
 //! Works with any monitor that connects guests to `<uds>_<port>`.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use midge_protocol::{Decoder, MIN_ENTROPY_BYTES, READY_PORT, ToAgent, ToHost, Welcome, encode, negotiate};
+use midge_protocol::{READY_PORT, ToAgent, ToHost, negotiate};
 
-/// How often a wait looks whether its time is up.
-const TICK: Duration = Duration::from_millis(50);
+use super::talk::{Talk, welcome};
 
 /// Awaits the agent at the socket of the port it reports to.
 #[derive(Debug)]
@@ -25,8 +24,8 @@ pub(super) struct Greeted {
     pub(super) reply_us: u64,
     /// What the agent told of its own start: names, and guest time in microseconds.
     pub(super) stages: Vec<(String, u64)>,
-    /// Holding it keeps the agent content.
-    pub(super) _stream: UnixStream,
+    /// The control conversation. Holding it keeps the agent content.
+    pub(super) talk: Talk,
 }
 
 /// Microseconds since `start`.
@@ -37,18 +36,16 @@ pub(super) fn since_us(start: Instant) -> u64 {
 impl Greeter {
     /// Listens; `uds` is the socket that the monitor is told of.
     pub(super) fn bind(uds: &Path) -> io::Result<Self> {
-        let mut path = uds.as_os_str().to_owned();
-        path.push(format!("_{READY_PORT}"));
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(false)?;
-        Ok(Self { listener })
+        Ok(Self { listener: listen(uds, READY_PORT)? })
     }
 
     /// Takes the agent's connection and talks to it; `None` when `give_up` says so first.
     pub(super) fn greet(&self, start: Instant, mut give_up: impl FnMut() -> bool) -> Result<Option<Greeted>, String> {
-        let Some(mut stream) = self.accept(&mut give_up).map_err(|error| error.to_string())? else { return Ok(None) };
-        let mut talk = Talk { decoder: Decoder::new(), pending: Vec::new() };
-        let Some(message) = talk.next(&mut stream, &mut give_up)? else { return Ok(None) };
+        let Some(stream) = accept(&self.listener, &mut give_up).map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let mut talk = Talk::over(stream)?;
+        let Some(message) = talk.next(&mut give_up)? else { return Ok(None) };
         let hello_us = since_us(start);
         let hello = match message {
             ToHost::Hello(hello) => hello,
@@ -56,86 +53,46 @@ impl Greeter {
             other => return Err(format!("{other:?} in place of a hello")),
         };
         let version = negotiate(&hello).map_err(|error| error.to_string())?;
-        let welcome = Welcome {
-            version,
-            unix_time_ns: unix_time_ns(),
-            entropy: vec![0x5a; MIN_ENTROPY_BYTES],
-            hostname: "bench".into(),
-            machine_id: [1; 16],
-        };
-        let mut bytes = Vec::new();
-        encode(&ToAgent::Welcome(welcome), &mut bytes).map_err(|error| error.to_string())?;
-        encode(&ToAgent::Ping(7), &mut bytes).map_err(|error| error.to_string())?;
-        stream.write_all(&bytes).map_err(|error| error.to_string())?;
-        match talk.next(&mut stream, &mut give_up)? {
+        talk.send(&[ToAgent::Welcome(welcome(version)), ToAgent::Ping(7)])?;
+        match talk.next(&mut give_up)? {
             None => Ok(None),
             Some(ToHost::Pong(7)) => {
                 let reply_us = since_us(start);
                 let stages = hello.stages.into_iter().map(|stage| (stage.name, stage.at_us)).collect();
-                Ok(Some(Greeted { hello_us, reply_us, stages, _stream: stream }))
+                Ok(Some(Greeted { hello_us, reply_us, stages, talk }))
             }
             Some(other) => Err(format!("{other:?} in place of a pong")),
         }
     }
+}
 
-    fn accept(&self, give_up: &mut impl FnMut() -> bool) -> io::Result<Option<UnixStream>> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let tick = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-        loop {
-            let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
-            if poll(&mut fds, Some(&tick))? > 0 {
-                let (stream, _) = self.listener.accept()?;
-                stream.set_read_timeout(Some(TICK))?;
-                return Ok(Some(stream));
-            }
-            if give_up() {
-                return Ok(None);
-            }
+/// Where a guest's connections to `port` arrive.
+pub(super) fn listen(uds: &Path, port: u32) -> io::Result<UnixListener> {
+    let mut path = uds.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    UnixListener::bind(path)
+}
+
+/// The next of them; `None` when `give_up` says so first.
+pub(super) fn accept(listener: &UnixListener, mut give_up: impl FnMut() -> bool) -> io::Result<Option<UnixStream>> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let tick = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        if poll(&mut fds, Some(&tick))? > 0 {
+            return Ok(Some(listener.accept()?.0));
+        }
+        if give_up() {
+            return Ok(None);
         }
     }
-}
-
-/// Received bytes that are not a message yet.
-struct Talk {
-    decoder: Decoder<ToHost>,
-    pending: Vec<u8>,
-}
-
-impl Talk {
-    fn next(&mut self, stream: &mut UnixStream, give_up: &mut impl FnMut() -> bool) -> Result<Option<ToHost>, String> {
-        loop {
-            let mut rest = self.pending.as_slice();
-            let message = self.decoder.decode(&mut rest).map_err(|error| error.to_string())?;
-            let used = self.pending.len() - rest.len();
-            self.pending.drain(..used);
-            if message.is_some() {
-                return Ok(message);
-            }
-            let mut chunk = [0; 4096];
-            match stream.read(&mut chunk) {
-                Ok(0) => return Err("the agent hung up".to_owned()),
-                Ok(len) => self.pending.extend_from_slice(&chunk[..len]),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if give_up() {
-                        return Ok(None);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-    }
-}
-
-fn unix_time_ns() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use midge_protocol::{Hello, Stage};
+    use midge_protocol::{Decoder, Hello, Stage, encode};
+    use std::io::{Read as _, Write as _};
 
     /// An agent that says hello in two pieces and answers a ping.
     fn agent(path: std::path::PathBuf, polite: bool) -> std::thread::JoinHandle<()> {

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootOptions, Machine, Run, all_runs};
+use super::boot::all_runs;
+use super::{BootOptions, Machine, Run};
 use crate::emulated::outpost::system;
 use crate::error::chain;
 

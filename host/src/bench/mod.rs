@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `midge bench boot`: how long from the start of a monitor to the guest's first answer, beside other
-//! monitors on the same machine with the same kernel and initramfs, in alternating runs. [`boot`] measures on this
-//! machine by its clock; [`boot_counted`] in an emulated host whose clock counts instructions ([`inside`] is its far end).
+//! `midge bench`: measuring, so that it can be believed and repeated. Every bench gives a [`Report`] with each of its samples.
 //!
-//! Beside the sandbox, not above it: a bench starts monitor processes itself and talks to the agent with
-//! nothing in between, so that it times the monitor and the guest and not this crate.
+//! [`boot`], and what is below it, stands beside the sandbox, not above it: it starts monitor processes itself and talks to
+//! the agent with nothing in between, so that it times the monitor and the guest and not this crate. [`boot_counted`] does so
+//! in an emulated host whose clock counts instructions ([`inside`] is its far end). [`fork`] and the others of whole sandboxes
+//! ([`LabOptions`]) stand on the library as its users do; [`vsock`] and [`block`] boot a guest whose
+//! only program is [`guest`].
 
+mod boot;
 mod budget;
 mod contender;
 mod counted;
+mod density;
+mod devices;
+mod exec;
 mod exits;
+mod firecracker;
+mod fork;
 mod greeting;
+pub mod guest;
 pub mod inside;
+mod lab;
 mod launch;
+mod live_fork;
+mod memory;
+mod page;
 mod plot;
 mod report;
 mod stats;
+mod table;
+mod talk;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,19 +37,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::machine::Machine;
+pub use boot::{BootOptions, Run, boot};
 pub use budget::{Budget, BudgetError};
 pub use contender::{Contender, ParseError};
 pub use counted::{CountedError, boot_counted};
+pub use density::density;
+pub use devices::{block, device_initramfs, vsock};
+pub use exec::exec;
 pub use exits::Exits;
+pub use fork::{fork, rate};
+pub use lab::LabOptions;
+pub use live_fork::live_fork;
+pub use page::html;
 pub use plot::svg;
-pub use report::{BootReport, Series};
+pub use report::{Aim, Finding, Report, Sample, Series, Unit};
 pub use stats::{Percentiles, Spread};
 
 /// Most runs of one bench.
 pub const RUNS_MAX_COUNT: u32 = 100_000;
 
 /// What moves a bench's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Clock {
     /// Time.
@@ -55,25 +77,6 @@ impl Clock {
     }
 }
 
-/// What to measure.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootOptions {
-    /// Runs of each contender; one more of each is made first and not counted.
-    pub runs: u32,
-    /// The monitor under test.
-    pub vmm: PathBuf,
-    /// Who it is compared with.
-    pub against: Vec<Contender>,
-    /// The guest kernel, the same for all.
-    pub kernel: PathBuf,
-    /// The initramfs with the agent, the same for all.
-    pub initramfs: PathBuf,
-    /// Guest memory, in MiB.
-    pub mem_mib: u64,
-    /// Longest a run may take.
-    pub limit: Duration,
-}
-
 /// Why a bench stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -83,6 +86,15 @@ pub enum BenchError {
         /// What was asked for.
         runs: u32,
     },
+    /// So many at once make no sense.
+    #[error("--concurrency has {level}, must be 1 to {}", lab::CONCURRENCY_MAX_COUNT)]
+    Concurrency {
+        /// What was asked for.
+        level: u32,
+    },
+    /// A sandbox failed.
+    #[error(transparent)]
+    Sandbox(#[from] crate::error::Error),
     /// A contender's program could not be started.
     #[error("starting {program} for {contender}")]
     Start {
@@ -123,71 +135,7 @@ pub enum BenchError {
     },
 }
 
-/// One boot.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// From just before the monitor's process was made to the first byte that its guest's first program sent.
-    pub first_output_us: u64,
-    /// To the answer to the host's first request, where the contender has a way to ask.
-    pub first_reply_us: Option<u64>,
-    /// The stages the monitor told of, from its own start.
-    pub stages: Vec<(String, u64)>,
-    /// The stages the agent told of, by the guest's own clock, which starts with the VM.
-    pub guest_stages: Vec<(String, u64)>,
-    /// Private memory of the monitor's process that is not the guest's, in KiB, at the first reply.
-    pub own_memory_kib: Option<u64>,
-    /// Exits of the VM up to its last event, where the host's KVM shows them.
-    pub exits: Exits,
-}
-
-/// Runs the bench on this machine; `progress` is told (runs done, runs in all).
-///
-/// # Errors
-/// The first run that fails ends the bench.
-pub fn boot(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<BootReport, BenchError> {
-    let runs = all_runs(options, progress)?;
-    Ok(BootReport::new(options, Clock::Real, Machine::read(), runs))
-}
-
-/// Who takes part; we come first.
-fn contenders(options: &BootOptions) -> Vec<Contender> {
-    let ours = Contender::Midge { program: options.vmm.clone() };
-    std::iter::once(ours).chain(options.against.iter().cloned()).collect()
-}
-
-/// The counted runs of each contender, in the order of [`contenders`].
-fn all_runs(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<Vec<Vec<Run>>, BenchError> {
-    options.check()?;
-    let contenders = contenders(options);
-    let mut runs = vec![Vec::new(); contenders.len()];
-    let all = options.boots();
-    let mut done = 0;
-    // Round 0 warms the page cache and shows early what does not run at all.
-    for round in 0..=options.runs {
-        for turn in 0..contenders.len() {
-            // Another one begins each round, so that nobody always runs in the wake of the same one.
-            let index = (turn + round as usize) % contenders.len();
-            let run = launch::once(&contenders[index], options)?;
-            if round > 0 {
-                runs[index].push(run);
-            }
-            done += 1;
-            progress(done, all);
-        }
-    }
-    Ok(runs)
-}
-
-impl BootOptions {
-    /// How many boots the bench makes, those that only warm up among them.
-    #[must_use]
-    pub fn boots(&self) -> u32 {
-        let contenders = u32::try_from(self.against.len()).unwrap_or(u32::MAX).saturating_add(1);
-        contenders.saturating_mul(self.runs.saturating_add(1))
-    }
-
-    fn check(&self) -> Result<(), BenchError> {
-        let sensible = (1..=RUNS_MAX_COUNT).contains(&self.runs);
-        if sensible { Ok(()) } else { Err(BenchError::Runs { runs: self.runs }) }
-    }
+/// Refuses numbers of runs that make no sense.
+fn check_runs(runs: u32) -> Result<(), BenchError> {
+    if (1..=RUNS_MAX_COUNT).contains(&runs) { Ok(()) } else { Err(BenchError::Runs { runs }) }
 }

@@ -1,318 +1,339 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bench's result: as a table for people, as JSON for machines.
+//! What every bench gives: one type, kept as JSON with every single sample, from which tables, pictures and pages are
+//! made, here or by whoever reads the file.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{BootOptions, Clock, Exits, Machine, Percentiles, Run, Spread, contenders};
+use super::stats::float;
+use super::{Clock, Machine, Percentiles, Spread};
 
-/// The bench's events, in the words of its reports.
-pub(super) const EVENTS: [(&str, &str); 3] = [
-    ("start", "right before the monitor's process is made"),
-    ("first_output", "the agent's hello reaches the host over vsock; QEMU: the guest's first byte on the serial port"),
-    ("first_reply", "the agent's answer to the host's first request has reached the host"),
-];
+/// Version of the JSON document; another one is refused.
+pub(super) const VERSION: u32 = 1;
 
-/// One contender's runs, in the order they were made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Series {
-    /// The contender's name.
-    pub name: &'static str,
-    /// Without the first, which only warms up.
-    pub runs: Vec<Run>,
+/// What a value counts. Values are whole numbers of the small unit and are shown in the large one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Microseconds of the bench's clock, shown as milliseconds (or millions of instructions).
+    Us,
+    /// KiB, shown as MiB.
+    Kib,
+    /// KiB per second, shown as MiB per second.
+    KibPerS,
+    /// How often per second.
+    PerS,
+    /// How often.
+    Count,
 }
 
-/// The whole bench; the first series is Midge's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootReport {
-    /// What its times are.
-    pub clock: Clock,
-    /// Where it was measured.
-    pub machine: Machine,
-    /// Runs of each contender.
-    pub runs: u32,
-    /// Guest memory, in MiB.
-    pub mem_mib: u64,
-    /// The kernel that all booted.
-    pub kernel: PathBuf,
-    /// One per contender.
-    pub series: Vec<Series>,
+impl Unit {
+    /// What a shown value counts.
+    #[must_use]
+    pub fn name(self, clock: Clock) -> &'static str {
+        match self {
+            Self::Us => clock.unit(),
+            Self::Kib => "MiB",
+            Self::KibPerS => "MiB/s",
+            Self::PerS => "/s",
+            Self::Count => "",
+        }
+    }
+
+    /// A value as it is shown.
+    #[must_use]
+    pub fn shown(self, value: u64) -> f64 {
+        match self {
+            Self::Us => float(value) / 1000.0,
+            Self::Kib | Self::KibPerS => float(value) / 1024.0,
+            Self::PerS | Self::Count => float(value),
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// In the unit of its series.
+    pub value: u64,
+    /// What was reached on the way, in microseconds from the start, in the order of time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<(String, u64)>,
+}
+
+impl From<u64> for Sample {
+    fn from(value: u64) -> Self {
+        Self { value, stages: Vec::new() }
+    }
+}
+
+/// One quantity of one who takes part, in the order in which it was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Series {
+    /// Who: `midge fork`, `firecracker`.
+    pub who: String,
+    /// What: `answered`, `gone`; explained among the report's events.
+    pub what: String,
+    /// What its values count.
+    pub unit: Unit,
+    /// All of them.
+    pub samples: Vec<Sample>,
 }
 
 impl Series {
-    /// Start to the guest's first output, microseconds.
+    /// A series of these samples.
     #[must_use]
-    pub fn first_output(&self) -> Percentiles {
-        self.runs.iter().map(|run| run.first_output_us).percentiles()
+    pub fn new<S: Into<Sample>>(who: &str, what: &str, unit: Unit, samples: impl IntoIterator<Item = S>) -> Self {
+        let samples = samples.into_iter().map(Into::into).collect();
+        Self { who: who.to_owned(), what: what.to_owned(), unit, samples }
     }
 
-    /// Start to the first reply, microseconds; `None` where it cannot be asked.
+    /// The figures of its values.
     #[must_use]
-    pub fn first_reply(&self) -> Option<Percentiles> {
-        let figures = self.runs.iter().filter_map(|run| run.first_reply_us).percentiles();
-        (figures.n > 0).then_some(figures)
+    pub fn figures(&self) -> Percentiles {
+        self.samples.iter().map(|sample| sample.value).percentiles()
     }
 
-    /// The monitor's own private memory, KiB.
-    #[must_use]
-    pub fn own_memory(&self) -> Option<Percentiles> {
-        let figures = self.runs.iter().filter_map(|run| run.own_memory_kib).percentiles();
-        (figures.n > 0).then_some(figures)
-    }
-
-    /// The median of every stage of the monitor, in the order of time.
+    /// The median of every stage, in the order of time.
     #[must_use]
     pub fn stages(&self) -> Vec<(String, u64)> {
-        self.medians(|run| &run.stages)
-    }
-
-    /// The median of every stage of the guest, by its own clock.
-    #[must_use]
-    pub fn guest_stages(&self) -> Vec<(String, u64)> {
-        self.medians(|run| &run.guest_stages)
-    }
-
-    fn medians(&self, of: impl Fn(&Run) -> &Vec<(String, u64)>) -> Vec<(String, u64)> {
-        let names = self.runs.first().into_iter().flat_map(|run| of(run).iter().map(|(name, _)| name));
-        let median = |name: &String| {
-            let at = |run: &Run| of(run).iter().find(|(other, _)| other == name).map(|(_, us)| *us);
-            self.runs.iter().filter_map(at).percentiles().p50
-        };
+        let names = self.samples.first().into_iter().flat_map(|sample| sample.stages.iter().map(|(name, _)| name));
+        let at = |sample: &Sample, name: &str| sample.stages.iter().find(|(other, _)| other == name).map(|(_, us)| *us);
+        let median = |name: &String| self.samples.iter().filter_map(|sample| at(sample, name)).percentiles().p50;
         let mut stages: Vec<(String, u64)> = names.map(|name| (name.clone(), median(name))).collect();
         stages.sort_by_key(|(_, us)| *us);
         stages
     }
-
-    /// The median of every counter of exits; empty where the host's KVM does not show them.
-    #[must_use]
-    pub fn exits(&self) -> Exits {
-        let names = self.runs.first().into_iter().flat_map(|run| run.exits.keys());
-        let median = |name: &String| self.runs.iter().filter_map(|run| run.exits.get(name).copied()).percentiles().p50;
-        names.map(|name| (name.clone(), median(name))).collect()
-    }
 }
 
-impl BootReport {
-    /// A report of these runs, which are in the order of the contenders.
-    pub(super) fn new(options: &BootOptions, clock: Clock, machine: Machine, runs: Vec<Vec<Run>>) -> Self {
-        let series = contenders(options).into_iter().zip(runs).map(|(who, runs)| Series { name: who.name(), runs });
+/// What a figure should be at most or at least. Never decides whether a bench passes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aim {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
+
+/// A figure drawn from medians: a ratio of two, or one of them beside what is aimed at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What it is.
+    pub text: String,
+    /// The figure.
+    pub value: f64,
+    /// What it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aim: Option<Aim>,
+}
+
+/// The whole bench.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Its name: `fork`.
+    pub bench: String,
+    /// What was measured, in a line.
+    pub title: String,
+    /// What its times are.
+    pub clock: Clock,
+    /// Where it was measured.
+    pub machine: Machine,
+    /// How many processes wanted to run when it began, the mean of a minute.
+    pub load_at_start: f64,
+    /// How it was asked for.
+    pub options: BTreeMap<String, String>,
+    /// What the words of its series mean.
+    pub events: BTreeMap<String, String>,
+    /// What was measured.
+    pub series: Vec<Series>,
+    /// What follows.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// A report that is to be filled, of this machine as it is now.
+    #[must_use]
+    pub fn begin(bench: &str, title: &str) -> Self {
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
-            clock,
-            machine,
-            runs: options.runs,
-            mem_mib: options.mem_mib,
-            kernel: options.kernel.clone(),
-            series: series.collect(),
+            version: VERSION,
+            bench: bench.to_owned(),
+            title: title.to_owned(),
+            clock: Clock::Real,
+            machine: Machine::read(),
+            load_at_start: load.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0),
+            options: BTreeMap::new(),
+            events: BTreeMap::new(),
+            series: Vec::new(),
+            findings: Vec::new(),
         }
     }
 
-    /// Midge's median to the first reply over another's median to its guest's first output.
+    /// Notes an option.
     #[must_use]
-    pub fn ratio(&self, other: &Series) -> Option<f64> {
-        let ours = self.series.first()?.first_reply()?.p50;
-        let theirs = other.first_output().p50;
-        (theirs > 0).then(|| milli(ours) / milli(theirs))
+    pub fn option(mut self, name: &str, value: impl ToString) -> Self {
+        self.options.insert(name.to_owned(), value.to_string());
+        self
     }
 
-    /// The report as one JSON document; times in microseconds of its clock, memory in KiB.
+    /// Says what a word means.
+    #[must_use]
+    pub fn event(mut self, name: &str, meaning: &str) -> Self {
+        self.events.insert(name.to_owned(), meaning.to_owned());
+        self
+    }
+
+    /// Adds a series, unless nothing was measured.
+    pub fn add(&mut self, series: Series) {
+        if !series.samples.is_empty() {
+            self.series.push(series);
+        }
+    }
+
+    /// The series of that name.
+    #[must_use]
+    pub fn find(&self, who: &str, what: &str) -> Option<&Series> {
+        self.series.iter().find(|series| series.who == who && series.what == what)
+    }
+
+    /// Finds one median over another, where both were measured.
+    pub fn ratio(&mut self, ours: (&str, &str), theirs: (&str, &str), aim: Option<Aim>) {
+        let p50 = |(who, what): (&str, &str)| self.find(who, what).map(|series| series.figures().p50);
+        if let (Some(one), Some(other @ 1..)) = (p50(ours), p50(theirs)) {
+            let what = if ours.1 == theirs.1 { String::new() } else { format!(" ({})", theirs.1.replace('_', " ")) };
+            let text = format!("{} {} over {}'s{what}, p50", ours.0, ours.1.replace('_', " "), theirs.0);
+            self.findings.push(Finding { text, value: float(one) / float(other), aim });
+        }
+    }
+
+    /// Holds a median against what is aimed at, where it was measured.
+    pub fn aim(&mut self, who: &str, what: &str, aim: Aim) {
+        if let Some(series) = self.find(who, what) {
+            let text = format!("{who} {}, {} p50", what.replace('_', " "), series.unit.name(self.clock));
+            let value = series.unit.shown(series.figures().p50);
+            self.findings.push(Finding { text, value, aim: Some(aim) });
+        }
+    }
+
+    /// The report as one JSON document, with the percentiles of every series beside its samples.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let stage = |(name, us): (String, u64)| json!({"name": name, "p50_us": us});
-        let series = self.series.iter().map(|series| {
-            json!({
-                "name": series.name,
-                "first_output_us": series.first_output(),
-                "first_reply_us": series.first_reply(),
-                "own_memory_kib": series.own_memory(),
-                "stages": series.stages().into_iter().map(stage).collect::<Vec<_>>(),
-                "guest_stages": series.guest_stages().into_iter().map(stage).collect::<Vec<_>>(),
-                "exits": series.exits(),
-                "ratio": self.ratio(series),
-                "runs_us": series.runs.iter().map(|run| json!([run.first_output_us, run.first_reply_us])).collect::<Vec<_>>(),
-            })
-        });
-        json!({
-            "bench": "boot",
-            "clock": self.clock,
-            "events": Map::from_iter(EVENTS.map(|(name, what)| (name.to_owned(), what.into()))),
-            "n": self.runs,
-            "mem_mib": self.mem_mib,
-            "kernel": self.kernel,
-            "machine": self.machine,
-            "contenders": series.collect::<Vec<_>>(),
-        })
+        // Strings, numbers and lists: there is no way to fail.
+        let mut document = serde_json::to_value(self).unwrap_or_default();
+        for (index, series) in self.series.iter().enumerate() {
+            document["series"][index]["figures"] = json!(series.figures());
+        }
+        document
     }
-}
 
-#[expect(clippy::cast_precision_loss, reason = "a duration in microseconds is far below 2^52")]
-fn milli(us: u64) -> f64 {
-    us as f64 / 1000.0
-}
+    /// Reads such a document.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let document: Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
+        if document["version"] != VERSION {
+            let found = &document["version"];
+            return Err(format!(
+                "no report of this version of midge (version {found}, known is {VERSION}); measure again"
+            ));
+        }
+        serde_json::from_value(document).map_err(|error| format!("no report of a bench: {error}"))
+    }
 
-impl fmt::Display for BootReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.fmt_where(f)?;
-        let unit = self.clock.unit();
-        writeln!(
-            f,
-            "{:<14} {:<14} {:>9} {:>9} {:>9} {:>9}  midge is",
-            "",
-            format!("{unit} to"),
-            "p50",
-            "p90",
-            "p99",
-            "max"
-        )?;
+    /// All samples as CSV, a line for each value and each stage.
+    #[must_use]
+    pub fn to_csv(&self) -> String {
+        let mut out = "bench,who,what,unit,sample,stage,value\n".to_owned();
         for series in &self.series {
-            self.fmt_series(f, series)?;
+            let unit = json!(series.unit);
+            let unit = unit.as_str().unwrap_or_default();
+            let name = format!("{},{},{}", self.bench, quoted(&series.who), quoted(&series.what));
+            for (number, sample) in series.samples.iter().enumerate() {
+                // Writing to a string cannot fail.
+                let _ = writeln!(out, "{name},{unit},{number},,{}", sample.value);
+                for (stage, us) in &sample.stages {
+                    let _ = writeln!(out, "{name},us,{number},{},{us}", quoted(stage));
+                }
+            }
         }
-        for series in self.series.iter().filter(|series| !series.exits().is_empty()) {
-            let counts: Vec<String> = series.exits().iter().map(|(name, count)| format!("{name} {count}")).collect();
-            writeln!(f, "{:<14} to KVM, p50: {}", series.name, counts.join(", "))?;
-        }
-        for series in &self.series {
-            fmt_stages(f, &format!("stages of {}, {unit} p50", series.name), &series.stages())?;
-            let title = format!("stages of {}'s guest, by its own clock, {unit} p50", series.name);
-            fmt_stages(f, &title, &series.guest_stages())?;
-        }
-        writeln!(f)?;
-        EVENTS.iter().try_for_each(|(name, what)| writeln!(f, "{}: {what}", name.replace('_', " ")))
+        out
     }
 }
 
-impl BootReport {
-    /// What was measured, and on what.
-    fn fmt_where(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let machine = &self.machine;
-        let absent = || "unknown".to_owned();
-        if self.clock == Clock::Instructions {
-            writeln!(
-                f,
-                "in an emulated host, whose clock counts instructions (Mi: millions); what an exit costs hardware is not in them"
-            )?;
-        }
-        writeln!(
-            f,
-            "boot, n = {} of each in turn, {} MiB, one vCPU, kernel {}",
-            self.runs,
-            self.mem_mib,
-            self.kernel.display()
-        )?;
-        writeln!(
-            f,
-            "{}, {} CPUs, host Linux {}, {}",
-            machine.processor,
-            machine.cpus,
-            machine.host_kernel,
-            machine.kvm_modules.join(" + ")
-        )?;
-        writeln!(
-            f,
-            "nx_huge_pages {}, transparent huge pages {}, cgroup v{}{}, HZ {}\n",
-            machine.nx_huge_pages.clone().unwrap_or_else(absent),
-            machine.transparent_huge_pages.clone().unwrap_or_else(absent),
-            machine.cgroup_version,
-            if machine.favordynmods { " favordynmods" } else { "" },
-            machine.hz.map_or_else(absent, |hz| hz.to_string()),
-        )
-    }
-
-    fn fmt_series(&self, f: &mut fmt::Formatter<'_>, series: &Series) -> fmt::Result {
-        let row = |f: &mut fmt::Formatter<'_>, what: &str, figures: Percentiles, ratio: String| {
-            let (p50, p90, p99, max) = (milli(figures.p50), milli(figures.p90), milli(figures.p99), milli(figures.max));
-            writeln!(f, "{:<14} {what:<14} {p50:>9.2} {p90:>9.2} {p99:>9.2} {max:>9.2}  {ratio}", series.name)
-        };
-        let ratio = self.ratio(series).filter(|_| series.name != "midge");
-        let ratio = ratio.map_or(String::new(), |ratio| format!("{ratio:.3} of it"));
-        row(f, "first output", series.first_output(), ratio)?;
-        if let Some(figures) = series.first_reply() {
-            row(f, "first reply", figures, String::new())?;
-        }
-        if let Some(memory) = series.own_memory() {
-            writeln!(f, "{:<14} own private memory {} KiB p50, {} KiB max", series.name, memory.p50, memory.max)?;
-        }
-        Ok(())
-    }
-}
-
-fn fmt_stages(f: &mut fmt::Formatter<'_>, title: &str, stages: &[(String, u64)]) -> fmt::Result {
-    if stages.is_empty() {
-        return Ok(());
-    }
-    writeln!(f, "\n{title}")?;
-    stages.iter().try_for_each(|(name, us)| writeln!(f, "{:>9.2}  {name}", milli(*us)))
+/// A field of CSV (RFC 4180).
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) fn report() -> BootReport {
-        let run = |output, reply: Option<u64>| Run {
-            first_output_us: output,
-            first_reply_us: reply,
-            stages: reply.map(|us| vec![("late".to_owned(), us), ("early".to_owned(), 10)]).unwrap_or_default(),
-            own_memory_kib: reply.map(|_| 900),
-            guest_stages: reply.map(|us| vec![("agent".to_owned(), us - 5000)]).unwrap_or_default(),
-            exits: [("exits".to_owned(), output / 10)].into(),
-        };
-        let ours = vec![run(20_000, Some(21_000)), run(22_000, Some(23_000)), run(21_000, Some(22_000))];
-        let theirs = vec![run(44_000, None), run(40_000, None), run(48_000, None)];
-        BootReport {
-            clock: Clock::Real,
-            machine: Machine::read(),
-            runs: 3,
-            mem_mib: 128,
-            kernel: "/k".into(),
-            series: vec![Series { name: "midge", runs: ours }, Series { name: "qemu-microvm", runs: theirs }],
-        }
+    /// A bench of two, three runs each.
+    pub(in super::super) fn report() -> Report {
+        let staged = |us: u64| Sample { value: us, stages: vec![("late".into(), us), ("early".into(), 10)] };
+        let mut report = Report::begin("boot", "a bench for tests").option("mem_mib", 128).event("start", "the start");
+        report.add(Series::new("midge", "first_reply", Unit::Us, [21_000, 23_000, 22_000].map(staged)));
+        report.add(Series::new("qemu, old", "first_output", Unit::Us, [44_000, 40_000, 48_000]));
+        report.add(Series::new("midge", "own_memory", Unit::Kib, [900, 900, 901]));
+        report.add(Series::new("midge", "exits", Unit::Count, [2_100, 2_100, 2_090]));
+        report.ratio(("midge", "first_reply"), ("qemu, old", "first_output"), Some(Aim::AtMost(0.4)));
+        report
     }
 
     #[test]
-    fn ratio_is_reply_over_the_others_first_output() {
+    fn json_holds_everything_and_comes_back() {
         let report = report();
-        assert_eq!(report.ratio(&report.series[1]), Some(0.5));
-    }
-
-    #[test]
-    fn json_has_figures_and_every_run() {
-        let json = report().to_json();
-        assert_eq!(json["contenders"][0]["first_reply_us"]["p50"], 22_000);
-        assert_eq!(json["contenders"][1]["first_reply_us"], Value::Null);
-        assert_eq!(json["contenders"][1]["runs_us"][2][0], 48_000);
-        assert_eq!(json["contenders"][0]["stages"][0]["name"], "early");
+        let json = report.to_json();
+        assert_eq!(json["series"][0]["figures"]["p50"], 22_000);
+        assert_eq!(json["series"][1]["samples"][2]["value"], 48_000);
+        assert_eq!(json["series"][0]["samples"][1]["stages"][0], json!(["late", 23_000]));
         assert!(json["machine"]["host_kernel"].is_string());
-        assert_eq!(json["clock"], "real");
-        assert_eq!(json["contenders"][0]["exits"]["exits"], 2_100);
-        assert_eq!(json["contenders"][0]["guest_stages"][0]["p50_us"], 17_000);
-        assert!(json["events"]["start"].as_str().unwrap().contains("process"));
+        assert_eq!(Report::from_json(&json.to_string()).unwrap(), report);
     }
 
     #[test]
-    fn instructions_are_not_called_time() {
-        let text = BootReport { clock: Clock::Instructions, ..report() }.to_string();
-        assert!(text.contains("Mi to") && !text.contains("ms"), "{text}");
-    }
-
-    #[test]
-    fn table_names_all_that_took_part() {
-        let text = report().to_string();
-        for part in [
-            "0.500 of it",
-            "ms to",
-            "to KVM, p50: exits 2100",
-            "guest, by its own clock",
-            "start: right before",
-            "first reply",
-            "22.00",
-            "44.00",
-            "900 KiB",
-            "stages of midge",
-            "early",
-        ] {
-            assert!(text.contains(part), "no `{part}` in:\n{text}");
+    fn documents_of_others_are_refused_by_reason() {
+        for (text, reason) in [("{", "no JSON"), ("{}", "version null"), ("{\"version\":1}", "no report of a bench")] {
+            assert!(Report::from_json(text).unwrap_err().contains(reason), "{text}");
         }
+    }
+
+    #[test]
+    fn stages_are_medians_in_the_order_of_time() {
+        assert_eq!(report().series[0].stages(), [("early".to_owned(), 10), ("late".to_owned(), 22_000)]);
+    }
+
+    #[test]
+    fn ratio_is_of_medians_and_absent_where_one_is() {
+        let mut report = report();
+        assert!((report.findings[0].value - 0.5).abs() < 1e-9, "{:?}", report.findings);
+        report.ratio(("midge", "first_reply"), ("nobody", "first_reply"), None);
+        report.aim("nobody", "answered", Aim::AtMost(1.0));
+        assert_eq!(report.findings.len(), 1);
+        report.aim("midge", "first_reply", Aim::AtMost(30.0));
+        assert!((report.findings[1].value - 22.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn csv_has_a_line_for_each_value_and_stage() {
+        let csv = report().to_csv();
+        assert_eq!(csv.lines().count(), 1 + 3 * 3 + 3 + 3 + 3);
+        assert!(csv.contains("boot,midge,first_reply,us,1,,23000\nboot,midge,first_reply,us,1,late,23000\n"), "{csv}");
+        assert!(csv.contains("boot,\"qemu, old\",first_output,us,0,,44000\n"), "{csv}");
+    }
+
+    #[test]
+    fn nothing_measured_is_no_series() {
+        let mut report = report();
+        report.add(Series::new("midge", "nothing", Unit::Us, [] as [u64; 0]));
+        assert!(report.find("midge", "nothing").is_none());
     }
 }

