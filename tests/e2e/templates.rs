@@ -109,8 +109,10 @@ fn run_that_is_killed_leaves_its_template(context: &Context) {
 fn full_disk_leaves_the_old_template(context: &Context) {
     const SCRIPT: &str = r#"
         mount -t tmpfs -o size=96m tmpfs "$1"
-        for kind in kernels images initramfs scratch; do ln -s "$2/$kind" "$1/$kind"; done
+        for kind in kernels images initramfs scratch; do mkdir "$1/$kind"; mount --bind "$2/$kind" "$1/$kind"; done
         export MIDGE_CACHE="$1"
+        # One that runs already sees other mounts.
+        unset MIDGE_EMULATED_HOST
         "$3" template create old --mem 128 --disk 64 > /dev/null
         free=$(df --output=avail -k "$1" | tail -1)
         head -c $(((free - 4096) * 1024)) /dev/zero > "$1/filler"
