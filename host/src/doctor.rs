@@ -3,6 +3,7 @@
 //!
 //! [`Report::collect`] asks the machine; what an answer means is decided by pure functions of it. Changes nothing.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +77,7 @@ impl Standing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// How it stands.
     pub standing: Standing,
     /// What was found.
@@ -86,8 +87,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(name: &'static str, standing: Standing, found: impl Into<String>) -> Self {
-        Self { name, standing, found: found.into(), remedy: None }
+    fn new(name: impl Into<Cow<'static, str>>, standing: Standing, found: impl Into<String>) -> Self {
+        Self { name: name.into(), standing, found: found.into(), remedy: None }
     }
 
     fn mend(mut self, remedy: impl Into<String>) -> Self {
@@ -199,9 +200,8 @@ fn of_parts(cache: Option<&Cache>) -> Vec<Finding> {
         of_part(name, built, kernel::check_tools(), &command)
     });
     let images = image::names().iter().map(|&image| {
-        let name = if image == "base" { "image base" } else { "image build" };
         let built = image::find(cache, image).map(|image| image.map(|image| image.path));
-        of_part(name, built, image::check_host(), &format!("midge image build {image}"))
+        of_part(format!("image {image}"), built, image::check_host(), &format!("midge image build {image}"))
     });
     let mkfs = match scratch::check_tool() {
         Ok(()) => Finding::new("mkfs.ext4", Standing::Ok, "installed"),
@@ -211,7 +211,7 @@ fn of_parts(cache: Option<&Cache>) -> Vec<Finding> {
 }
 
 fn of_part<E: fmt::Display, T: fmt::Display>(
-    name: &'static str,
+    name: impl Into<Cow<'static, str>>,
     built: Result<Option<PathBuf>, E>,
     tools: Result<(), T>,
     command: &str,
@@ -371,8 +371,17 @@ mod tests {
     fn parts_that_are_not_built_name_the_command() {
         let dir = tempfile::tempdir().unwrap();
         let findings = of_parts(Some(&Cache::at(dir.path()).unwrap()));
-        let names: Vec<&str> = findings.iter().map(|finding| finding.name).collect();
-        assert!(names.contains(&"kernel, one vCPU") && names.contains(&"image base"), "{names:?}");
+        let names: Vec<&str> = findings.iter().map(|finding| &*finding.name).collect();
+        assert!(names.contains(&"kernel, one vCPU"), "{names:?}");
+        for image in image::names() {
+            let called = format!("image {image}");
+            let found: Vec<_> = findings.iter().filter(|finding| finding.name == called).collect();
+            let [finding] = found[..] else { panic!("{called} stands {} times in {names:?}", found.len()) };
+            // Where a tool is missing, that is to be mended first.
+            assert!(
+                finding.standing == Standing::Missing || finding.remedy == Some(format!("midge image build {image}"))
+            );
+        }
         for finding in findings.iter().filter(|finding| finding.standing == Standing::Later) {
             assert!(finding.remedy.as_ref().unwrap().starts_with("midge "), "{finding:?}");
         }
