@@ -2,6 +2,7 @@
 //! The user's directory in the guest: what comes back, what stays as it was, what is refused.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +16,8 @@ crate::tests!("workspace":
     Guest file_changed_on_both_sides_is_a_conflict,
     Guest shipped_project_runs_its_tests_and_comes_back_as_a_diff,
     Guest links_special_files_and_git_survive,
+    Guest guarded_changes_are_applied_when_allowed_by_name,
+    Guest unreadable_files_are_refused_or_left_out,
 );
 
 /// Everything observable of a tree: type, mode, size, content, link target, modification time.
@@ -147,8 +150,48 @@ fn links_special_files_and_git_survive(context: &Context) {
     let before = picture(dir.path());
     let script = "cd /workspace; cat .git/HEAD; readlink outside above; cat 'name with  spaces\nand lines'; echo x > outside-new";
     let outcome = context.sh(&["--workspace", &flag(dir.path(), "apply")], script).run().code(0);
+    let outcome =
+        outcome.says(&["note: pipe is a socket, pipe or device", "links out of the workspace", "and 1 more like it"]);
     assert_eq!(outcome.text(), "ref: refs/heads/main\n/etc/hostname\n../../..\nodd\n", "{outcome}");
     let mut after = picture(dir.path());
     assert!(after.remove("outside-new").is_some(), "{outcome}");
     assert_eq!(before, after, "{outcome}");
+}
+
+fn guarded_changes_are_applied_when_allowed_by_name(context: &Context) {
+    let dir = project();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at(".git")).expect("ours");
+    std::fs::write(at(".git/config"), "[core]\n").expect("ours");
+    let config = || std::fs::read_to_string(at(".git/config")).expect("kept");
+    let script = "cd /workspace; echo '[user]' >> .git/config; ln -s /etc/hostname outside";
+    let apply = flag(dir.path(), "apply");
+    let outcome = context.sh(&["--workspace", &apply, "--allow-outside-links"], script).run().code(0);
+    outcome.says(&["!M  .git/config", "*A  outside", "--allow-git-internals applies"]);
+    assert_eq!((config(), at("outside").is_symlink()), ("[core]\n".into(), true));
+    let outcome = context.sh(&["--workspace", &apply, "--allow-git-internals"], script).run().code(0);
+    assert_eq!(config(), "[core]\n[user]\n", "{outcome}");
+}
+
+/// What root owns is readable to root in any case, unless it gives that power away.
+fn unreadable_files_are_refused_or_left_out(context: &Context) {
+    let dir = project();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "mine\n").expect("ours");
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o000)).expect("ours");
+    let run = |flags: &[&str]| {
+        let midge = context.bin.join("midge").into_os_string();
+        let words = ["run", "--workspace"].map(OsString::from).into_iter().chain([dir.path().into()]);
+        let words = words.chain(flags.iter().chain(&["--", "ls", "/workspace"]).map(OsString::from));
+        let powerless = ["--bounding-set", "-dac_override,-dac_read_search"].map(OsString::from);
+        if nix::unistd::geteuid().is_root() {
+            context.program(Path::new("setpriv"), powerless.into_iter().chain([midge]).chain(words)).run()
+        } else {
+            context.midge(words).run()
+        }
+    };
+    run(&[]).code(125).says(&["secret", "--skip-unreadable"]);
+    let outcome = run(&["--skip-unreadable"]).code(0);
+    assert!(!outcome.text().contains("secret") && outcome.text().contains("README"), "{outcome}");
+    outcome.says(&["secret is not readable by you"]);
 }

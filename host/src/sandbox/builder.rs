@@ -13,6 +13,7 @@ use super::settings::Settings;
 use crate::error::Error;
 use crate::monitor::ConsoleSender;
 use crate::progress::{Silent, Watch};
+use crate::workspace::PackLimits;
 
 /// A sandbox to be set up and started.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub struct Builder {
     pub(super) image: Option<String>,
     pub(super) kernel: Option<PathBuf>,
     pub(super) workspace: Option<PathBuf>,
+    pub(super) pack_limits: PackLimits,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) user: Option<String>,
     pub(super) console: Option<ConsoleSender>,
@@ -44,6 +46,7 @@ impl Builder {
             image: None,
             kernel: None,
             workspace: None,
+            pack_limits: PackLimits::default(),
             env: Vec::new(),
             user: None,
             console: None,
@@ -90,6 +93,12 @@ impl Builder {
     /// [`Sandbox::workspace`](super::Sandbox::workspace) tells what it changed.
     pub fn workspace(mut self, dir: impl Into<PathBuf>) -> Self {
         self.workspace = Some(dir.into());
+        self
+    }
+
+    /// How much of the workspace may be packed, and whether what cannot be read is left out.
+    pub fn pack_limits(mut self, limits: PackLimits) -> Self {
+        self.pack_limits = limits;
         self
     }
 

@@ -30,7 +30,8 @@ impl Builder {
         let host_mib = settings::host_memory_mib();
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
-        let Self { settings, image, kernel, workspace, env, user, console, place, watch, mut forking, behind } = self;
+        let Self { settings, image, kernel, workspace, pack_limits, env, .. } = self;
+        let Self { user, console, place, watch, mut forking, behind, .. } = self;
         let own_kernel = kernel.is_some();
         if forking.is_possible && forking.extra_msrs.is_empty() {
             forking.extra_msrs = extra_msrs_from_environment()?;
@@ -41,6 +42,7 @@ impl Builder {
             image,
             kernel,
             workspace,
+            pack_limits,
             watch: Arc::clone(&watch),
         };
         let ready = blocking(move || request.prepare()).await?;
@@ -113,6 +115,7 @@ struct Request {
     image: Option<String>,
     kernel: Option<PathBuf>,
     workspace: Option<PathBuf>,
+    pack_limits: PackLimits,
     watch: Arc<dyn Watch>,
 }
 
@@ -140,7 +143,8 @@ impl Request {
             initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
         run_dir::sweep_default();
         let run_dir = RunDir::create(&run_dir::default_base(), cache.root())?;
-        let workspace = self.workspace.as_deref().map(|dir| pack_workspace(dir, &run_dir, watch)).transpose()?;
+        let workspace = self.workspace.as_deref().map(|dir| pack_workspace(dir, &self.pack_limits, &run_dir, watch));
+        let workspace = workspace.transpose()?;
         let parts = Parts {
             kernel,
             initramfs,
@@ -167,7 +171,12 @@ fn fault_of_image(error: &image::ImageError) -> Fault {
 /// Files after which packing is worth telling about.
 const WORTH_TELLING_FILES: u64 = 5_000;
 
-fn pack_workspace(dir: &Path, run_dir: &RunDir, watch: &dyn Watch) -> Result<(PathBuf, WorkspaceOrigin), Error> {
+fn pack_workspace(
+    dir: &Path,
+    limits: &PackLimits,
+    run_dir: &RunDir,
+    watch: &dyn Watch,
+) -> Result<(PathBuf, WorkspaceOrigin), Error> {
     let into = run_dir.bulk()?.join("workspace.erofs");
     let mut told = false;
     let mut progress = |files: u64, _bytes: u64| {
@@ -176,7 +185,7 @@ fn pack_workspace(dir: &Path, run_dir: &RunDir, watch: &dyn Watch) -> Result<(Pa
             watch.begin("reading the workspace", 0);
         }
     };
-    let packed = pack(dir, &into, &PackLimits::default(), &mut progress);
+    let packed = pack(dir, &into, limits, &mut progress);
     if told {
         watch.end("");
     }

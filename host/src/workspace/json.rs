@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::changes::{AfterContent, Change, ChangeKind, ChangeSet};
-use super::manifest::Content;
+use super::manifest::{Content, Notes};
 use super::path::RelPath;
 
 impl ChangeSet {
@@ -12,13 +12,11 @@ impl ChangeSet {
     /// hexadecimal in `path_hex`, and `path` shows it with escapes.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let notes: Vec<Value> =
-            self.notes().items().iter().map(|note| named(&note.path, &json!({"note": note.kind}))).collect();
         let changes: Vec<Value> = self.changes().iter().map(change_json).collect();
         let count = |kind| self.changes().iter().filter(|change| change.kind == kind).count();
         json!({
             "changes": changes,
-            "notes": notes,
+            "notes": self.notes().to_json(),
             "totals": {
                 "added": count(ChangeKind::Added),
                 "modified": count(ChangeKind::Modified),
@@ -27,6 +25,14 @@ impl ChangeSet {
                 "deleted": count(ChangeKind::Deleted),
             },
         })
+    }
+}
+
+impl Notes {
+    /// The notes that were kept in full, as a JSON array of objects with `note` and `path`.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        self.items().iter().map(|note| named(&note.path, &json!({"note": note.kind}))).collect()
     }
 }
 

@@ -55,7 +55,7 @@ pub enum WorkspaceError {
     },
     /// An entry cannot be read.
     #[error("read {} for the workspace: make it readable, move it out of the workspace, \
-             or allow skipping unreadable files", path.display())]
+             or leave what is unreadable out with --skip-unreadable", path.display())]
     Unreadable {
         /// The entry.
         path: PathBuf,

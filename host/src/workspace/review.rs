@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use super::apply::ApplyReport;
+use super::apply::{ApplyOptions, ApplyReport};
 use super::changes::{After, AfterContent, Change, ChangeKind, ChangeSet};
 use super::diff::DiffOptions;
 use super::manifest::{Content, Notes};
@@ -103,10 +103,10 @@ pub struct EachFile<'a> {
 }
 
 impl<'a> EachFile<'a> {
-    /// Starts with the first change that is not guarded.
+    /// Starts with the first change that `options` allow.
     #[must_use]
-    pub fn new(set: &'a ChangeSet) -> Self {
-        let open: Vec<&Change> = set.changes().iter().filter(|change| change.guard.is_none()).collect();
+    pub fn new(set: &'a ChangeSet, options: &ApplyOptions) -> Self {
+        let open: Vec<&Change> = set.changes().iter().filter(|change| options.allows(change)).collect();
         let mut waiting = open.into_iter();
         Self { current: waiting.next(), waiting, chosen: BTreeSet::new() }
     }
@@ -141,13 +141,13 @@ impl<'a> EachFile<'a> {
 }
 
 /// One line for a change: letter, path, and what there is to say. `A` added, `M` modified, `P` permissions, `T` type, `D`
-/// deleted; a leading `!` is not applied unless allowed by name, a leading `*` deserves a look.
+/// deleted; a leading `!` is not applied with these options, a leading `*` deserves a look.
 #[must_use]
-pub fn line(set: &ChangeSet, change: &Change) -> String {
-    line_with(set, change, true)
+pub fn line(set: &ChangeSet, change: &Change, options: &ApplyOptions) -> String {
+    line_with(set, change, options, true)
 }
 
-fn line_with(set: &ChangeSet, change: &Change, counts_lines: bool) -> String {
+fn line_with(set: &ChangeSet, change: &Change, options: &ApplyOptions, counts_lines: bool) -> String {
     let letter = match change.kind {
         ChangeKind::Added => 'A',
         ChangeKind::Modified => 'M',
@@ -156,7 +156,8 @@ fn line_with(set: &ChangeSet, change: &Change, counts_lines: bool) -> String {
         ChangeKind::Deleted => 'D',
     };
     let mark = match change.guard {
-        Some(_) => '!',
+        Some(_) if !options.allows(change) => '!',
+        Some(_) => '*',
         None if change.starts_by_itself => '*',
         None => ' ',
     };
@@ -209,20 +210,20 @@ fn counted(set: &ChangeSet, change: &Change, size: u64) -> String {
 
 /// The whole list with a closing line of totals.
 #[must_use]
-pub fn list(set: &ChangeSet) -> String {
+pub fn list(set: &ChangeSet, options: &ApplyOptions) -> String {
     if set.is_empty() {
         return "No changes.\n".into();
     }
     let mut text = String::new();
     let start = Instant::now();
     for change in set.changes().iter().take(LISTED_MAX) {
-        text.push_str(&line_with(set, change, start.elapsed() < COUNTING_MAX));
+        text.push_str(&line_with(set, change, options, start.elapsed() < COUNTING_MAX));
         text.push('\n');
     }
     if set.changes().len() > LISTED_MAX {
         let _ = writeln!(text, "    ... and {} more", set.changes().len() - LISTED_MAX);
     }
-    text + &notes(set.notes()) + &totals(set)
+    text + &notes(set.notes()) + &totals(set, options)
 }
 
 /// One line for each kind of note, with the first path it is about; for a report, and for what was packed.
@@ -238,7 +239,7 @@ pub fn notes(notes: &Notes) -> String {
     text
 }
 
-fn totals(set: &ChangeSet) -> String {
+fn totals(set: &ChangeSet, options: &ApplyOptions) -> String {
     let kinds = [
         (ChangeKind::Added, "added"),
         (ChangeKind::Modified, "modified"),
@@ -253,7 +254,7 @@ fn totals(set: &ChangeSet) -> String {
         .filter(|(n, _)| *n > 0)
         .map(|(n, word)| format!("{n} {word}"))
         .collect();
-    let guarded = set.changes().iter().filter(|change| change.guard.is_some()).count();
+    let guarded = set.changes().iter().filter(|change| !options.allows(change)).count();
     let refused = if guarded > 0 { format!("; {guarded} marked '!' would not be applied") } else { String::new() };
     format!("{}{refused}\n", parts.join(", "))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use midge::sandbox::settings::check_env_name;
 
 /// Longest `--timeout`: a year.
@@ -17,7 +17,7 @@ over; 126 or 127 when it could not be started; 125 when Midge itself failed.\n\n
 Standard input, output and error pass byte for byte. Ctrl-C goes to the command, a second one ends the sandbox.\n\n\
 With --json nothing passes through: standard output gets one line, a JSON object with `exit_code`, `signal`, `timed_out`, \
 `stdout`, `stderr` (each at most 1 MiB, with `stdout_bytes` and `stderr_bytes` for the whole), `usage`, `place`, `timeline`, \
-`workspace` (with `changes` and `diff`) and `error` (null, or `fault`, `message`, `next_step`).\n\n\
+`workspace` (with `changes`, `diff` and `pack_notes`) and `error` (null, or `fault`, `message`, `next_step`).\n\n\
 Examples:\n  \
 midge run -- python3 -c 'print(6 * 7)'\n  \
 midge run --workspace . -- make test\n  \
@@ -26,7 +26,7 @@ midge run --image ./rootfs --mem 2048 --cpus 2 --tty -- /bin/sh\n  \
 tar c src | midge run -- tar x -C /tmp";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = NOTES)]
+#[command(after_long_help = NOTES, group = ArgGroup::new("worked_on").multiple(true))]
 pub(crate) struct RunArgs {
     /// A template to start from (`midge template create`), in place of booting; it fixes image, memory, vCPUs and disk
     #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "mem", "cpus", "disk", "workspace", "console", "boot_timeout"])]
@@ -54,8 +54,20 @@ pub(crate) struct RunArgs {
 
     /// A directory to work on: the guest changes a copy at /workspace, and afterwards the changes are
     /// thrown away (discard), shown and asked about (review, the default) or written back (apply)
-    #[arg(long, value_name = "DIR[:discard|review|apply]")]
+    #[arg(long, value_name = "DIR[:discard|review|apply]", group = "worked_on")]
     pub(super) workspace: Option<Workspace>,
+
+    /// Leave out of the workspace what you cannot read, in place of refusing it as a whole
+    #[arg(long, requires = "workspace")]
+    pub(super) skip_unreadable: bool,
+
+    /// Apply changes to git's own files too, such as .git/config and hooks: they can make git run commands here
+    #[arg(long, requires = "worked_on")]
+    pub(super) allow_git_internals: bool,
+
+    /// Apply new symbolic links too that lead out of the workspace
+    #[arg(long, requires = "worked_on")]
+    pub(super) allow_outside_links: bool,
 
     /// A variable for the command; NAME alone takes its value from here. Can be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_env)]
@@ -210,6 +222,14 @@ mod tests {
         assert_eq!(parse_timeout("0.001"), Ok(Duration::from_millis(1)));
         for text in ["0", "0.0009", "-3", "NaN", "inf", "1e99", "ten", ""] {
             assert!(parse_timeout(text).unwrap_err().contains("accepted"), "{text}");
+        }
+    }
+
+    #[test]
+    fn flags_about_a_workspace_need_one() {
+        for flag in ["--skip-unreadable", "--allow-git-internals", "--allow-outside-links"] {
+            assert!(parse(&[flag, "x"]).unwrap_err().to_string().contains("--workspace"), "{flag}");
+            assert!(parse(&[flag, "--workspace", "/a", "x"]).is_ok(), "{flag}");
         }
     }
 

@@ -8,6 +8,7 @@ use midge::exec::{ExitStatus, Outcome};
 use midge::monitor::events::printable;
 use midge::sandbox::Sandbox;
 use midge::timeline::Timeline;
+use midge::workspace::manifest::Notes;
 use serde_json::{Map, Value, json};
 
 use super::args::Mode;
@@ -43,26 +44,30 @@ impl Report {
         }
     }
 
-    pub(super) fn workspace(&mut self, mode: Mode, reviewed: Option<Reviewed>) {
-        let mut value = json!({ "mode": mode });
-        if let Some(Reviewed { changes, diff, diff_truncated, applied }) = reviewed {
-            value["changes"] = changes["changes"].clone();
-            value["notes"] = changes["notes"].clone();
-            value["totals"] = changes["totals"].clone();
-            value["diff"] = diff.into();
-            value["diff_truncated"] = diff_truncated.into();
-            value["applied"] = applied.map_or(Value::Null, |applied| {
-                let names = |paths: Vec<String>| json!(paths);
-                json!({
-                    "applied": names(applied.applied.iter().map(ToString::to_string).collect()),
-                    "refused": names(applied.refused.iter().map(|(path, _)| path.to_string()).collect()),
-                    "conflicts": names(applied.conflicts.iter().map(|(path, _)| path.to_string()).collect()),
-                    "failed": names(applied.failed.iter().map(|(path, _)| path.to_string()).collect()),
-                    "kept_in": applied.kept_in,
-                })
-            });
-        }
-        self.put("workspace", value);
+    /// There is a workspace, whose changes are handled like this, and which was packed with these notes.
+    pub(super) fn workspace(&mut self, mode: Mode, packed: &Notes) {
+        self.put("workspace", json!({ "mode": mode, "pack_notes": packed.to_json() }));
+    }
+
+    /// What became of the changes to it.
+    pub(super) fn reviewed(&mut self, reviewed: Reviewed) {
+        let Reviewed { changes, diff, diff_truncated, applied } = reviewed;
+        let value = self.fields.entry("workspace").or_insert(Value::Null);
+        value["changes"] = changes["changes"].clone();
+        value["notes"] = changes["notes"].clone();
+        value["totals"] = changes["totals"].clone();
+        value["diff"] = diff.into();
+        value["diff_truncated"] = diff_truncated.into();
+        value["applied"] = applied.map_or(Value::Null, |applied| {
+            let names = |paths: Vec<String>| json!(paths);
+            json!({
+                "applied": names(applied.applied.iter().map(ToString::to_string).collect()),
+                "refused": names(applied.refused.iter().map(|(path, _)| path.to_string()).collect()),
+                "conflicts": names(applied.conflicts.iter().map(|(path, _)| path.to_string()).collect()),
+                "failed": names(applied.failed.iter().map(|(path, _)| path.to_string()).collect()),
+                "kept_in": applied.kept_in,
+            })
+        });
     }
 
     pub(super) fn timeline(&mut self, timeline: Timeline) {

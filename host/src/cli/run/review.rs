@@ -7,6 +7,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use midge::error::{Error, Fault};
+use midge::workspace::guard::Guard;
 use midge::workspace::review::{Choice, EachFile, FILE_PROMPT, FileChoice, HELP, PROMPT, line, list, report};
 use midge::workspace::{ApplyOptions, ApplyReport, ChangeSet, DiffOptions};
 use serde_json::Value;
@@ -26,14 +27,25 @@ pub(super) struct Reviewed {
     pub(super) applied: Option<ApplyReport>,
 }
 
-/// Shows `changes` and applies what `mode` or the user wants; `quiet` shows nothing, for a report in JSON.
-pub(super) fn review(changes: &ChangeSet, dir: &Path, mode: Mode, quiet: bool) -> Result<Reviewed, Error> {
+/// What was asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) mode: Mode,
+    /// What may be applied; nothing is chosen in it.
+    pub(super) options: ApplyOptions,
+    /// Shows nothing, for a report in JSON.
+    pub(super) quiet: bool,
+}
+
+/// Shows `changes` and applies what was asked for, or what the user wants.
+pub(super) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
+    let Asked { mode, options, quiet } = asked;
     let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
     let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };
     if quiet {
         let mut diff = Bounded::default();
-        let options = DiffOptions { for_terminal: false, ..DiffOptions::default() };
-        changes.write_diff(&mut diff, &options).map_err(failed)?;
+        let plain = DiffOptions { for_terminal: false, ..DiffOptions::default() };
+        changes.write_diff(&mut diff, &plain).map_err(failed)?;
         reviewed.diff_truncated = diff.truncated;
         reviewed.diff = Some(String::from_utf8_lossy(&diff.bytes).into_owned());
     }
@@ -47,21 +59,21 @@ pub(super) fn review(changes: &ChangeSet, dir: &Path, mode: Mode, quiet: bool) -
         Mode::Discard => return Ok(reviewed),
         Mode::Apply => {
             if !quiet {
-                show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes))).map_err(failed)?;
+                show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes, &options))).map_err(failed)?;
             }
-            Some(ApplyOptions::default())
+            Some(options)
         }
         Mode::Review if quiet => None,
-        Mode::Review if terminal::can_ask() => ask(changes, dir).map_err(failed)?,
+        Mode::Review if terminal::can_ask() => ask(changes, dir, options).map_err(failed)?,
         Mode::Review => {
-            tell(changes, dir).map_err(failed)?;
+            tell(changes, dir, &options).map_err(failed)?;
             None
         }
     };
     if let Some(options) = only {
         let applied = changes.apply(dir, &options).map_err(|e| Error::prepare("changes to apply", Fault::Host, e))?;
         if !quiet {
-            show(&format!("midge: {}", report(&applied))).map_err(failed)?;
+            show(&format!("midge: {}{}", report(&applied), next_step(&applied))).map_err(failed)?;
         }
         keep(changes, &applied);
         reviewed.applied = Some(applied);
@@ -71,6 +83,17 @@ pub(super) fn review(changes: &ChangeSet, dir: &Path, mode: Mode, quiet: bool) -
 
 fn show(text: &str) -> io::Result<()> {
     io::stderr().lock().write_all(text.as_bytes())
+}
+
+/// How to have what was refused.
+fn next_step(applied: &ApplyReport) -> String {
+    let flags = [
+        (Guard::GitInternals, "--allow-git-internals", "changes to git's own files"),
+        (Guard::LinkLeavesTree, "--allow-outside-links", "links out of the workspace"),
+    ];
+    let refused = |guard| applied.refused.iter().any(|(_, reason)| *reason == guard);
+    let flags = flags.iter().filter(|(guard, ..)| refused(*guard));
+    flags.map(|(_, flag, what)| format!("midge: {flag} applies {what}\n")).collect()
 }
 
 /// What could not be applied stays readable after the sandbox is gone.
@@ -88,8 +111,8 @@ fn diff(changes: &ChangeSet) -> io::Result<()> {
 }
 
 /// Nobody can be asked: everything is shown, nothing is applied.
-fn tell(changes: &ChangeSet, dir: &Path) -> io::Result<()> {
-    show(&format!("midge: changes to {}:\n{}\n", dir.display(), list(changes)))?;
+fn tell(changes: &ChangeSet, dir: &Path, options: &ApplyOptions) -> io::Result<()> {
+    show(&format!("midge: changes to {}:\n{}\n", dir.display(), list(changes, options)))?;
     diff(changes)?;
     show(&format!(
         "\nmidge: nothing was applied; run it again with --workspace {}:apply, or on a terminal to be asked\n",
@@ -98,15 +121,15 @@ fn tell(changes: &ChangeSet, dir: &Path) -> io::Result<()> {
 }
 
 /// Asks until there is an answer; `None` applies nothing.
-fn ask(changes: &ChangeSet, dir: &Path) -> io::Result<Option<ApplyOptions>> {
-    show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes)))?;
+fn ask(changes: &ChangeSet, dir: &Path, options: ApplyOptions) -> io::Result<Option<ApplyOptions>> {
+    show(&format!("midge: changes to {}:\n{}", dir.display(), list(changes, &options)))?;
     while let Some(answer) = question(PROMPT)? {
         match Choice::parse(&answer) {
-            Choice::All => return Ok(Some(ApplyOptions::default())),
+            Choice::All => return Ok(Some(options)),
             Choice::Nothing => break,
-            Choice::EachFile => return ask_each(changes),
+            Choice::EachFile => return ask_each(changes, options),
             Choice::Diff => diff(changes)?,
-            Choice::List => show(&list(changes))?,
+            Choice::List => show(&list(changes, &options))?,
             Choice::Help => show(HELP)?,
         }
     }
@@ -114,18 +137,18 @@ fn ask(changes: &ChangeSet, dir: &Path) -> io::Result<Option<ApplyOptions>> {
     Ok(None)
 }
 
-fn ask_each(changes: &ChangeSet) -> io::Result<Option<ApplyOptions>> {
-    let mut each = EachFile::new(changes);
-    let options = DiffOptions { color: std::env::var_os("NO_COLOR").is_none(), ..DiffOptions::default() };
+fn ask_each(changes: &ChangeSet, options: ApplyOptions) -> io::Result<Option<ApplyOptions>> {
+    let mut each = EachFile::new(changes, &options);
+    let colored = DiffOptions { color: std::env::var_os("NO_COLOR").is_none(), ..DiffOptions::default() };
     while let Some(change) = each.current() {
-        show(&format!("{}\n", line(changes, change)))?;
+        show(&format!("{}\n", line(changes, change, &options)))?;
         let Some(answer) = question(FILE_PROMPT)? else {
             each.answer(FileChoice::NoneOfTheRest);
             break;
         };
         let choice = FileChoice::parse(&answer);
         if choice == FileChoice::Diff {
-            changes.write_change_diff(change, &mut io::stderr().lock(), &options)?;
+            changes.write_change_diff(change, &mut io::stderr().lock(), &colored)?;
         }
         each.answer(choice);
     }
@@ -134,7 +157,7 @@ fn ask_each(changes: &ChangeSet) -> io::Result<Option<ApplyOptions>> {
         show("midge: nothing was applied\n")?;
         return Ok(None);
     }
-    Ok(Some(ApplyOptions { only: Some(chosen), ..ApplyOptions::default() }))
+    Ok(Some(ApplyOptions { only: Some(chosen), ..options }))
 }
 
 /// One line from the terminal; `None` at its end.
@@ -169,6 +192,19 @@ impl Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_names_the_flag_that_applies_it() {
+        let path = midge::workspace::RelPath::parse(b"x").unwrap();
+        let of = |guards: &[Guard]| {
+            let refused = guards.iter().map(|guard| (path.clone(), *guard)).collect();
+            next_step(&ApplyReport { refused, ..ApplyReport::default() })
+        };
+        assert_eq!(of(&[]), "");
+        let git = of(&[Guard::GitInternals, Guard::GitInternals]);
+        assert_eq!(git, "midge: --allow-git-internals applies changes to git's own files\n");
+        assert!(of(&[Guard::LinkLeavesTree]).contains("--allow-outside-links"));
+    }
 
     #[test]
     fn diffs_in_reports_are_bounded() {

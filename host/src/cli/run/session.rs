@@ -11,13 +11,15 @@ use midge::monitor::events::printable;
 use midge::progress::{Bar, Silent, Watch};
 use midge::sandbox::{Sandbox, Where};
 use midge::template::Template;
+use midge::workspace::review::notes;
+use midge::workspace::{ApplyOptions, PackLimits};
 use tokio::sync::mpsc;
 
 use super::args::{Mode, RunArgs};
 use super::input::Input;
 use super::output::{Captured, Copied, capture, copy};
 use super::report::Report;
-use super::review::{self, Reviewed};
+use super::review::{self, Asked, Reviewed};
 use super::signals::Target;
 use super::terminal::{self, Raw};
 use crate::cli::fail::say;
@@ -47,6 +49,7 @@ impl Session<'_> {
             None => self.builder(console).start().await?,
         };
         report.started(&sandbox);
+        self.warn(&sandbox);
         let timed = sandbox.recorder();
         let finished = self.command(&sandbox, report).await;
         self.target.set(None);
@@ -80,7 +83,8 @@ impl Session<'_> {
             builder = builder.kernel(kernel);
         }
         if let Some(workspace) = &args.workspace {
-            builder = builder.workspace(&workspace.dir);
+            let limits = PackLimits { skip_unreadable: args.skip_unreadable, ..PackLimits::default() };
+            builder = builder.workspace(&workspace.dir).pack_limits(limits);
         }
         if let Some(seconds) = args.boot_timeout {
             builder = builder.boot_timeout(Duration::from_secs(seconds));
@@ -89,6 +93,13 @@ impl Session<'_> {
             builder = builder.console(console);
         }
         builder
+    }
+
+    /// Tells what of the workspace the guest does not see as it is.
+    fn warn(&self, sandbox: &Sandbox) {
+        if let Some(workspace) = sandbox.workspace().filter(|_| !self.args.json) {
+            notes(&workspace.manifest().notes).lines().for_each(say);
+        }
     }
 
     /// Runs the command with its streams, and gives the exit code.
@@ -143,21 +154,27 @@ impl Session<'_> {
 
     /// Shows what changed in the workspace, and applies what is to be applied.
     async fn bring_back(&self, sandbox: &Sandbox, report: &mut Report) -> Result<(), Error> {
-        let Some(asked) = &self.args.workspace else { return Ok(()) };
-        if asked.mode == Mode::Discard {
-            report.workspace(asked.mode, None);
+        let (Some(asked), Some(workspace)) = (&self.args.workspace, sandbox.workspace()) else { return Ok(()) };
+        let mode = asked.mode;
+        report.workspace(mode, &workspace.manifest().notes);
+        if mode == Mode::Discard {
             return Ok(());
         }
-        let Some(workspace) = sandbox.workspace() else { return Ok(()) };
         let changes = workspace.collect().await?;
         sandbox.recorder().note("changes_collected");
-        let (dir, mode, quiet) = (workspace.dir().to_owned(), asked.mode, self.args.json);
-        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, mode, quiet)).await;
+        let dir = workspace.dir().to_owned();
+        let options = ApplyOptions {
+            allow_git_internals: self.args.allow_git_internals,
+            allow_outside_links: self.args.allow_outside_links,
+            ..ApplyOptions::default()
+        };
+        let asked = Asked { mode, options, quiet: self.args.json };
+        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, asked)).await;
         let reviewed: Reviewed = match reviewed {
             Ok(reviewed) => reviewed?,
             Err(error) => return Err(Error::prepare("review", midge::error::Fault::Midge, error)),
         };
-        report.workspace(mode, Some(reviewed));
+        report.reviewed(reviewed);
         Ok(())
     }
 }

@@ -43,6 +43,18 @@ pub struct ApplyOptions {
     pub keep_in: Option<PathBuf>,
 }
 
+impl ApplyOptions {
+    /// Whether `change` may be applied: it is not guarded, or what guards it is allowed.
+    #[must_use]
+    pub fn allows(&self, change: &Change) -> bool {
+        match change.guard {
+            None => true,
+            Some(Guard::GitInternals) => self.allow_git_internals,
+            Some(Guard::LinkLeavesTree) => self.allow_outside_links,
+        }
+    }
+}
+
 /// What [`ChangeSet::apply`] did, each list in the order of the paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApplyReport {
@@ -188,10 +200,8 @@ fn chosen(change: &Change, options: &ApplyOptions, report: &mut ApplyReport) -> 
     if options.only.as_ref().is_some_and(|only| !only.contains(&change.path)) {
         return false;
     }
-    match change.guard {
-        Some(Guard::GitInternals) if !options.allow_git_internals => {}
-        Some(Guard::LinkLeavesTree) if !options.allow_outside_links => {}
-        _ => return true,
+    if options.allows(change) {
+        return true;
     }
     report.refused.extend(change.guard.map(|guard| (change.path.clone(), guard)));
     false

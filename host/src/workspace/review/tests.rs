@@ -23,7 +23,8 @@ fn the_list_has_a_letter_a_path_and_what_there_is_to_say() {
     ]);
     after.insert("n".into(), Item::Dir(0o755));
     let fixture = Fixture::new(&before);
-    let text = list(&fixture.changes(&upper(&before, &after)));
+    let set = fixture.changes(&upper(&before, &after));
+    let text = list(&set, &ApplyOptions::default());
     let expected = "*A  .envrc  +1 -0  (tools may act upon it by themselves)
 !M  .git/config  +1 -0  (could make git on this machine run commands)
  D  d/
@@ -36,7 +37,9 @@ fn the_list_has_a_letter_a_path_and_what_there_is_to_say() {
 3 added, 2 modified, 1 with other permissions, 1 of another type, 2 deleted; 1 marked '!' would not be applied
 ";
     assert_eq!(text, expected);
-    assert_eq!(list(&fixture.changes(&[])), "No changes.\n");
+    let text = list(&set, &ApplyOptions { allow_git_internals: true, ..ApplyOptions::default() });
+    assert!(text.contains("*M  .git/config  +1 -0  (could make git") && !text.contains('!'), "{text}");
+    assert_eq!(list(&fixture.changes(&[]), &ApplyOptions::default()), "No changes.\n");
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn notes_name_the_first_and_count_the_rest() {
 fn long_lists_are_cut_and_say_so() {
     let fixture = Fixture::new(&tree(&[]));
     let report: Vec<_> = (0..=LISTED_MAX).map(|number| guest_file(&format!("f{number:04}"), b"x")).collect();
-    let text = list(&fixture.changes(&report));
+    let text = list(&fixture.changes(&report), &ApplyOptions::default());
     assert_eq!(text.lines().count(), LISTED_MAX + 2);
     assert!(text.contains("... and 1 more\n501 added"), "{}", &text[text.len() - 100..]);
 }
@@ -78,8 +81,9 @@ fn file_by_file_gathers_what_was_chosen_and_skips_what_is_guarded() {
     let fixture = Fixture::new(&tree(&[]));
     let names = ["a", "b", "c", "d", "sub/.git/config"];
     let set = fixture.changes(&names.map(|name| guest_file(name, b"x")));
-    let choose = |answers: &[FileChoice]| {
-        let mut each = EachFile::new(&set);
+    let allowing = |allow_git_internals| ApplyOptions { allow_git_internals, ..ApplyOptions::default() };
+    let choose_with = |options: &ApplyOptions, answers: &[FileChoice]| {
+        let mut each = EachFile::new(&set, options);
         for answer in answers {
             assert!(each.current().is_some());
             each.answer(*answer);
@@ -89,10 +93,13 @@ fn file_by_file_gathers_what_was_chosen_and_skips_what_is_guarded() {
             each.chosen().iter().map(ToString::to_string).collect::<Vec<_>>(),
         )
     };
+    let choose = |answers: &[FileChoice]| choose_with(&allowing(false), answers);
     use FileChoice::{AllTheRest, Diff, No, NoneOfTheRest, Yes};
     assert_eq!(choose(&[Yes, Diff, No]), (Some("c".into()), vec!["a".into()]));
     let (left, chosen) = choose(&[No, AllTheRest]);
     assert_eq!((left, chosen), (None, ["b", "c", "d", "sub", "sub/.git"].map(String::from).to_vec()));
+    let (_, chosen) = choose_with(&allowing(true), &[No, AllTheRest]);
+    assert!(chosen.contains(&"sub/.git/config".into()), "{chosen:?}");
     assert_eq!(choose(&[Yes, NoneOfTheRest]), (None, vec!["a".into()]));
 }
 
