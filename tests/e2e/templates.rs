@@ -22,6 +22,7 @@ crate::tests!("templates":
     Guest creation_that_is_killed_leaves_a_whole_template_or_none,
     Guest run_that_is_killed_leaves_its_template,
     Guest full_disk_leaves_the_old_template,
+    Guest workspace_of_a_template_is_in_every_run,
     Guest copies_of_warmed_programs_differ,
     Guest copies_under_load_are_whole,
     NativeGuest fork_without_processes_leaves_the_template,
@@ -129,6 +130,42 @@ fn full_disk_leaves_the_old_template(context: &Context) {
     let words = words.into_iter().chain([dir.path(), cache.root(), &midge]);
     let outcome = context.program(Path::new("unshare"), words).limit(LIMIT).run();
     outcome.code(0).says(&["no space left on device"]).out("whole\n");
+    context.assert_nothing_left();
+}
+
+/// What setup and warm see, what a run shows of its own changes and of no sibling's, what is applied and what is refused.
+fn workspace_of_a_template_is_in_every_run(context: &Context) {
+    let name = format!("{}-{}", name("project"), context.scaled("native", "emulated"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let project = dir.path().join("project");
+    std::fs::create_dir(&project).expect("ours");
+    let put = |file: &str, text: &str| std::fs::write(project.join(file), text).expect("ours");
+    let get = |file: &str| std::fs::read_to_string(project.join(file)).unwrap_or_default();
+    put("a", "one\n");
+    put("b", "two\n");
+    let flags = ["--mem", "128", "--disk", "64", "--setup", "cat a > made", "--warm", "cat b; exec sleep 9999"];
+    let words = ["template", "create", &name, "--workspace", project.to_str().expect("text")].into_iter().chain(flags);
+    context.midge(words).limit(LIMIT).run().code(0).says(&["two"]);
+    let run = |flags: &[&str], script: &str| {
+        let words = ["run", "--template", &name].into_iter().chain(flags.iter().copied());
+        context.midge(words.chain(["--", "sh", "-c", script])).limit(LIMIT).run().code(0)
+    };
+    put("b", "changed since\n");
+    let first = run(&[], "pwd; cat b; echo first > a").out("/workspace\ntwo\n");
+    let first = first.says(&["M  a", "A  made", "-one", "+first", "--workspace :apply"]);
+    let second = run(&[], "cat a; echo second > b").out("one\n").says(&["M  b", "A  made", "+second"]);
+    assert!(!first.stderr.contains("M  b") && !second.stderr.contains("M  a"), "{first}{second}");
+    assert_eq!((get("a"), get("b"), get("made")), ("one\n".into(), "changed since\n".into(), String::new()));
+    let applied = run(&["--workspace", ":apply"], "echo applied > a; echo refused > b; rm made");
+    applied.says(&["applied 1 changes", "conflict: b changed on the host"]);
+    assert_eq!((get("a"), get("b"), get("made")), ("applied\n".into(), "changed since\n".into(), String::new()));
+    let discarded = run(&["--workspace", ":discard"], "cat a; echo x > a").out("one\n");
+    assert!(!discarded.stderr.contains("M  a"), "{discarded}");
+    std::fs::remove_dir_all(&project).expect("ours");
+    let words = ["run", "--template", &name, "--workspace", ":apply", "--", "touch", "new"];
+    context.midge(words).limit(LIMIT).run().code(125).says(&["open workspace", "project"]);
+    context.midge(["template", "list"]).run().code(0);
+    context.midge(["template", "remove", &name]).run().code(0);
     context.assert_nothing_left();
 }
 

@@ -164,7 +164,7 @@ fn guarded_changes_are_applied_when_allowed_by_name(context: &Context) {
     std::fs::create_dir(at(".git")).expect("ours");
     std::fs::write(at(".git/config"), "[core]\n").expect("ours");
     let config = || std::fs::read_to_string(at(".git/config")).expect("kept");
-    let script = "cd /workspace; echo '[user]' >> .git/config; ln -s /etc/hostname outside";
+    let script = "cd /workspace; echo '[user]' >> .git/config; ln -sfn /etc/hostname outside";
     let apply = flag(dir.path(), "apply");
     let outcome = context.sh(&["--workspace", &apply, "--allow-outside-links"], script).run().code(0);
     outcome.says(&["!M  .git/config", "*A  outside", "--allow-git-internals applies"]);

@@ -11,6 +11,7 @@ use midge::error::Error;
 use midge::progress::Bar;
 use midge::sandbox::Sandbox;
 use midge::template::{Plan, Record, Template};
+use midge::workspace::{PackLimits, printable};
 
 use super::fail::{exit_code, say, tell};
 use super::run;
@@ -22,6 +23,8 @@ Examples:\n  \
 midge template create py --mem 256 --setup 'pip install --no-index /opt/wheels/*'\n  \
 midge template create server --warm 'python3 server.py'     prints a line when it is ready\n  \
 midge run --template py -- python3 -c 'print(1)'\n  \
+midge template create project --workspace . --setup make\n  \
+midge run --template project --workspace :apply -- make test  review without a mode, as without a template\n  \
 midge template list";
 
 #[derive(Debug, Args)]
@@ -80,7 +83,16 @@ struct CreateArgs {
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     disk: u64,
 
-    /// A shell command that is run in it once, as root; it must succeed
+    /// A directory to work on: its content as it is now is at /workspace in the template and in all that is made of it.
+    /// What the template's commands and a run change comes back as with `midge run --workspace`
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+
+    /// Leave out of the workspace what you cannot read, in place of refusing it as a whole
+    #[arg(long, requires = "workspace")]
+    skip_unreadable: bool,
+
+    /// A shell command that is run in it once, as root, in /workspace if it has one; it must succeed
     #[arg(long, value_name = "CMD")]
     setup: Option<String>,
 
@@ -125,6 +137,10 @@ fn create(args: CreateArgs) -> u8 {
         if let Some(kernel) = &args.kernel {
             builder = builder.kernel(kernel);
         }
+        if let Some(dir) = &args.workspace {
+            let limits = PackLimits { skip_unreadable: args.skip_unreadable, ..PackLimits::default() };
+            builder = builder.workspace(dir).pack_limits(limits);
+        }
         let plan = Plan { setup: args.setup, warm: args.warm, on_output: Some(on_output) };
         let template = Template::create(&args.name, builder, plan).await?;
         print_list(std::slice::from_ref(template.record()), false)
@@ -142,9 +158,11 @@ fn print_list(records: &[Record], json: bool) -> Result<(), Error> {
     }
     let mut out = io::stdout().lock();
     for record in records {
+        let workspace = record.workspace.as_deref();
+        let workspace = workspace.map_or(String::new(), |dir| format!("  workspace: {}", printable(dir.as_bytes())));
         let warm = record.warm.as_deref().map_or(String::new(), |command| format!("  warm: {command}"));
         let line = format!(
-            "{:<16} {:>6} MiB {:>2} vCPU  {:>10} in use  {:<8}{warm}",
+            "{:<16} {:>6} MiB {:>2} vCPU  {:>10} in use  {:<8}{workspace}{warm}",
             record.name,
             record.config.mem_mib,
             record.config.cpus,
@@ -185,6 +203,9 @@ mod tests {
         let Ok(Action::Create(args)) = parse(&["create", "a", "--setup", "x && y", "--warm", "z"]) else { panic!() };
         assert_eq!((args.name.as_str(), args.mem, args.cpus, args.disk), ("a", 1024, 1, 4096));
         assert_eq!((args.setup.as_deref(), args.warm.as_deref()), (Some("x && y"), Some("z")));
+        assert!(parse(&["create", "a", "--skip-unreadable"]).is_err(), "of what?");
+        let Ok(Action::Create(args)) = parse(&["create", "a", "--workspace", "/d:x"]) else { panic!() };
+        assert_eq!(args.workspace, Some("/d:x".into()), "a template has no mode");
         assert!(matches!(parse(&["remove", "a", "b"]), Ok(Action::Remove { names }) if names == ["a", "b"]));
     }
 }

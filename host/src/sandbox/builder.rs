@@ -24,6 +24,7 @@ pub struct Builder {
     pub(super) kernel: Option<PathBuf>,
     pub(super) workspace: Option<PathBuf>,
     pub(super) pack_limits: PackLimits,
+    pub(super) pack_into: Option<PathBuf>,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) user: Option<String>,
     pub(super) console: Option<ConsoleSender>,
@@ -47,6 +48,7 @@ impl Builder {
             kernel: None,
             workspace: None,
             pack_limits: PackLimits::default(),
+            pack_into: None,
             env: Vec::new(),
             user: None,
             console: None,
@@ -152,18 +154,18 @@ impl Builder {
         self.image.clone()
     }
 
-    /// The sandbox from which a template is made, with a wall clock that is `behind` the world's.
-    pub(crate) fn for_template(mut self, behind: Duration) -> Result<Self, Error> {
-        let refused =
-            |what, accepted: &str| Error::Setting { what, value: "given".to_owned(), accepted: accepted.to_owned() };
-        if self.workspace.is_some() {
-            let accepted = "none: a template outlives what a directory holds today; copy files in by its setup command";
-            return Err(refused("the template's workspace", accepted));
-        }
+    /// The sandbox from which a template is made, with a wall clock that is `behind` the world's. The image of its workspace is
+    /// the new file `pack_into`.
+    pub(crate) fn for_template(mut self, behind: Duration, pack_into: PathBuf) -> Result<Self, Error> {
         if self.console.is_some() {
-            return Err(refused("the template's console", "none: what cannot be forked is no template"));
+            return Err(Error::Setting {
+                what: "the template's console",
+                value: "given".to_owned(),
+                accepted: "none: what cannot be forked is no template".to_owned(),
+            });
         }
         self.behind = behind;
+        self.pack_into = Some(pack_into);
         Ok(self.forkable())
     }
 

@@ -14,13 +14,14 @@ use midge_protocol::READY_PORT;
 use super::listing::{Lineage, describe};
 use super::settings::Settings;
 use super::twin::Made;
-use super::{Defaults, STOP, Sandbox, WorkspaceOrigin};
+use super::{Defaults, STOP, Sandbox};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
 use crate::monitor::config::Console;
 use crate::monitor::{ConsoleSender, Disk, DiskMode, Monitor, Place, VmmConfig, Vsock};
 use crate::run_dir::RunDir;
 use crate::timeline::Recorder;
+use crate::workspace::Manifest;
 
 /// The context id of every guest; monitors do not share a bus, so it need not differ.
 const GUEST_CID: u32 = 3;
@@ -53,7 +54,7 @@ pub(super) struct Launch {
     pub(super) defaults: Defaults,
     pub(super) recorder: Recorder,
     pub(super) run_dir: RunDir,
-    pub(super) workspace: Option<Arc<WorkspaceOrigin>>,
+    pub(super) workspace: Option<Arc<Manifest>>,
     pub(super) forking: Forking,
     /// How far the guest's wall clock is behind the world's.
     pub(super) behind: Duration,

@@ -48,7 +48,6 @@ use crate::monitor::{End, Monitor};
 use crate::run_dir::RunDir;
 use crate::timeline::{Recorder, Timeline};
 use twin::Made;
-use workspace::WorkspaceOrigin;
 
 /// How long a guest may take to write everything out and reset itself.
 const SHUTDOWN: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::launch::{Image, Launch, Parts, limits, overlay};
-use super::{Builder, Defaults, Sandbox, WorkspaceOrigin, binaries, kernel_file, settings};
+use super::{Builder, Defaults, Sandbox, binaries, kernel_file, settings};
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
 use crate::kernel::Flavour;
@@ -31,7 +31,7 @@ impl Builder {
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
         let Self { settings, image, kernel, workspace, pack_limits, env, .. } = self;
-        let Self { user, console, place, watch, mut forking, behind, .. } = self;
+        let Self { user, console, place, watch, mut forking, behind, pack_into, .. } = self;
         let own_kernel = kernel.is_some();
         if forking.is_possible && forking.extra_msrs.is_empty() {
             forking.extra_msrs = extra_msrs_from_environment()?;
@@ -43,6 +43,7 @@ impl Builder {
             kernel,
             workspace,
             pack_limits,
+            pack_into,
             watch: Arc::clone(&watch),
         };
         let ready = blocking(move || request.prepare()).await?;
@@ -108,6 +109,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     }
 }
 
+/// Files after which packing is worth telling about.
+const WORTH_TELLING_FILES: u64 = 5_000;
+
 /// What is to be made ready.
 struct Request {
     cpus: u32,
@@ -116,13 +120,14 @@ struct Request {
     kernel: Option<PathBuf>,
     workspace: Option<PathBuf>,
     pack_limits: PackLimits,
+    pack_into: Option<PathBuf>,
     watch: Arc<dyn Watch>,
 }
 
 struct Ready {
     parts: Parts,
     run_dir: RunDir,
-    workspace: Option<WorkspaceOrigin>,
+    workspace: Option<Manifest>,
 }
 
 impl Request {
@@ -143,8 +148,7 @@ impl Request {
             initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
         run_dir::sweep_default();
         let run_dir = RunDir::create(&run_dir::default_base(), cache.root())?;
-        let workspace = self.workspace.as_deref().map(|dir| pack_workspace(dir, &self.pack_limits, &run_dir, watch));
-        let workspace = workspace.transpose()?;
+        let workspace = self.workspace.as_deref().map(|dir| self.pack(dir, &run_dir)).transpose()?;
         let parts = Parts {
             kernel,
             initramfs,
@@ -152,7 +156,28 @@ impl Request {
             scratch,
             workspace: workspace.as_ref().map(|(image, _)| image.clone()),
         };
-        Ok(Ready { parts, run_dir, workspace: workspace.map(|(_, origin)| origin) })
+        Ok(Ready { parts, run_dir, workspace: workspace.map(|(_, manifest)| manifest) })
+    }
+
+    /// Packs the workspace into an image beside the run, unless it is to outlive it.
+    fn pack(&self, dir: &Path, run_dir: &RunDir) -> Result<(PathBuf, Manifest), Error> {
+        let into = match &self.pack_into {
+            Some(into) => into.clone(),
+            None => run_dir.bulk()?.join("workspace.erofs"),
+        };
+        let mut told = false;
+        let mut progress = |files: u64, _bytes: u64| {
+            if files > WORTH_TELLING_FILES && !told {
+                told = true;
+                self.watch.begin("reading the workspace", 0);
+            }
+        };
+        let packed = pack(dir, &into, &self.pack_limits, &mut progress);
+        if told {
+            self.watch.end("");
+        }
+        let manifest = packed.map_err(|error| Error::prepare("workspace", Fault::User, error))?;
+        Ok((into, manifest))
     }
 }
 
@@ -166,30 +191,4 @@ fn fault_of_image(error: &image::ImageError) -> Fault {
         NotFound { .. } | NoRecipe { .. } | NotAnImage { .. } => Fault::User,
         _ => Fault::Host,
     }
-}
-
-/// Files after which packing is worth telling about.
-const WORTH_TELLING_FILES: u64 = 5_000;
-
-fn pack_workspace(
-    dir: &Path,
-    limits: &PackLimits,
-    run_dir: &RunDir,
-    watch: &dyn Watch,
-) -> Result<(PathBuf, WorkspaceOrigin), Error> {
-    let into = run_dir.bulk()?.join("workspace.erofs");
-    let mut told = false;
-    let mut progress = |files: u64, _bytes: u64| {
-        if files > WORTH_TELLING_FILES && !told {
-            told = true;
-            watch.begin("reading the workspace", 0);
-        }
-    };
-    let packed = pack(dir, &into, limits, &mut progress);
-    if told {
-        watch.end("");
-    }
-    let manifest: Manifest = packed.map_err(|error| Error::prepare("workspace", Fault::User, error))?;
-    let dir = dir.canonicalize().map_err(|error| Error::prepare("workspace", Fault::User, error))?;
-    Ok((into, WorkspaceOrigin { dir, manifest }))
 }

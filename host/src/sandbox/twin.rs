@@ -13,7 +13,6 @@ use midge_protocol::{Hello, READY_PORT};
 
 use super::listing::{Lineage, describe};
 use super::settings::Settings;
-use super::workspace::WorkspaceOrigin;
 use super::{Defaults, Sandbox, launch};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
@@ -21,6 +20,7 @@ use crate::monitor::{Monitor, Place, Resident, VmmConfig};
 use crate::orders::Pause;
 use crate::run_dir::{self, Kind, RunDir, new_id};
 use crate::timeline::Recorder;
+use crate::workspace::Manifest;
 
 /// What a sandbox and its forks have in common.
 #[derive(Debug)]
@@ -29,21 +29,33 @@ pub(crate) struct Made {
     pub(super) limits: Limits,
     pub(super) hello: Hello,
     pub(super) defaults: Defaults,
-    pub(super) workspace: Option<Arc<WorkspaceOrigin>>,
+    pub(super) workspace: Option<Arc<Manifest>>,
     /// The template that all of them come from.
     pub(super) template: Option<String>,
 }
 
 impl Made {
     /// For sandboxes that come from the template of this name.
-    pub(crate) fn new(template: &str, config: VmmConfig, place: &Place, hello: Hello, defaults: Defaults) -> Self {
+    pub(crate) fn new(
+        template: &str,
+        config: VmmConfig,
+        place: &Place,
+        hello: Hello,
+        defaults: Defaults,
+        workspace: Option<Arc<Manifest>>,
+    ) -> Self {
         let limits = launch::limits(&Settings::default(), place.is_emulated());
-        Self { config, limits, hello, defaults, workspace: None, template: Some(template.to_owned()) }
+        Self { config, limits, hello, defaults, workspace, template: Some(template.to_owned()) }
     }
 
     /// The machine.
     pub(crate) fn config(&self) -> &VmmConfig {
         &self.config
+    }
+
+    /// What was packed for its workspace.
+    pub(crate) fn workspace(&self) -> Option<&Manifest> {
+        self.workspace.as_deref()
     }
 
     /// The template that it comes from.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Brings back what a run changed in its workspace: the guest's report, message by message, into the spool.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use midge_protocol::{ChangeKind, Changes, Layer, ToAgent, ToHost};
 use std::os::unix::ffi::OsStrExt;
@@ -14,45 +14,38 @@ use crate::workspace::{ChangeSet, GuestEntry, GuestKind, Manifest, Spool, SpoolL
 
 const COLLECTING: &str = "collecting the changes to the workspace";
 
-/// The directory that was packed and what was in it then.
-#[derive(Debug)]
-pub(super) struct WorkspaceOrigin {
-    pub(super) dir: PathBuf,
-    pub(super) manifest: Manifest,
-}
-
 /// A sandbox's workspace. From [`Sandbox::workspace`].
 #[derive(Debug, Clone, Copy)]
 pub struct Workspace<'a> {
     sandbox: &'a Sandbox,
-    origin: &'a WorkspaceOrigin,
+    manifest: &'a Manifest,
 }
 
 impl<'a> Workspace<'a> {
     pub(super) fn of(sandbox: &'a Sandbox) -> Option<Self> {
-        sandbox.made.workspace.as_deref().map(|origin| Self { sandbox, origin })
+        sandbox.made.workspace.as_deref().map(|manifest| Self { sandbox, manifest })
     }
 
     /// The directory on the host.
     #[must_use]
     pub fn dir(&self) -> &'a Path {
-        &self.origin.dir
+        &self.manifest.dir
     }
 
-    /// What was packed for the guest.
+    /// What was packed for the guest: for this sandbox, or for the template that it comes from.
     #[must_use]
     pub fn manifest(&self) -> &'a Manifest {
-        &self.origin.manifest
+        self.manifest
     }
 
-    /// Takes in everything that the guest changed so far. The data lies in a temporary directory until the
-    /// result is dropped; the host's directory is not touched.
+    /// Takes in everything that differs from what was packed by now; what a template's commands changed is part of it.
+    /// The data lies in a temporary directory until the result is dropped; the host's directory is not touched.
     ///
     /// # Errors
     /// [`Error::Prepare`] when the report is not acceptable or cannot be stored, or the reason why the guest is gone.
     pub async fn collect(&self) -> Result<ChangeSet, Error> {
         let dir = self.sandbox.fresh_bulk_path("changes")?;
-        collect(&self.sandbox.link, &dir, SpoolLimits::default(), &self.origin.manifest).await
+        collect(&self.sandbox.link, &dir, SpoolLimits::default(), self.manifest).await
     }
 }
 

@@ -31,7 +31,7 @@ pub type OnOutput = Box<dyn FnMut(&[u8]) + Send>;
 /// What is done in a template before it is kept.
 #[derive(Default)]
 pub struct Plan {
-    /// A shell command that is run as root, once; it must succeed.
+    /// A shell command that is run as root, once; it must succeed. It begins in the workspace, where there is one.
     pub setup: Option<String>,
     /// A shell command that runs in every fork from then on, as the sandbox's user. It counts as ready when it has
     /// printed a line; until a fork is somebody of its own it stands still.
@@ -47,17 +47,17 @@ impl fmt::Debug for Plan {
 }
 
 impl Template {
-    /// Makes a template called `name` of what `builder` describes. It appears whole or not at all.
+    /// Makes a template called `name` of what `builder` describes. It appears whole or not at all. A workspace is kept as it
+    /// was packed: [`Sandbox::workspace`] of a fork tells what the plan and the fork changed since.
     ///
     /// # Errors
-    /// [`Error::Prepare`] when there is one of that name, [`Error::Setting`] for a workspace or a console, which a
-    /// template cannot have, [`Error::Template`] when a command of the plan fails, and what starting a sandbox and
-    /// writing its memory can meet.
+    /// [`Error::Prepare`] when there is one of that name, [`Error::Setting`] for a console, which a template cannot have,
+    /// [`Error::Template`] when a command of the plan fails, and what starting a sandbox and writing its memory can meet.
     pub async fn create(name: &str, builder: Builder, mut plan: Plan) -> Result<Self, Error> {
         let store = store()?;
         let draft = store.begin(name).map_err(failed)?;
         let image = builder.image_name();
-        let sandbox = builder.for_template(BEHIND)?.start().await?;
+        let sandbox = builder.for_template(BEHIND, draft.workspace_image())?.start().await?;
         if let Some(command) = &plan.setup {
             set_up(&sandbox, command, &mut plan.on_output).await?;
         }
@@ -69,6 +69,9 @@ impl Template {
         sandbox.kill().await;
         let memory_bytes = resident.save(&draft.files(made.config())).await?;
         drop(resident);
+        if let Some(manifest) = made.workspace() {
+            draft.keep_workspace(manifest).map_err(failed)?;
+        }
         let (env, user) = made.defaults_as_text();
         let made_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let record = Record {
@@ -83,6 +86,7 @@ impl Template {
             warm: plan.warm,
             user,
             env,
+            workspace: made.workspace().map(|manifest| manifest.dir.to_string_lossy().into_owned()),
             memory_bytes,
             pause,
             foundations: Vec::new(),
@@ -100,7 +104,9 @@ fn tell(on_output: &mut Option<OnOutput>, bytes: &[u8]) {
 
 async fn set_up(sandbox: &Sandbox, command: &str, on_output: &mut Option<OnOutput>) -> Result<(), Error> {
     let script = format!("{{ {command}\n}} 2>&1");
-    let mut running = sandbox.exec(Exec::new(["/bin/sh", "-c", &script]).user("root").cwd("/root")).await?;
+    let exec = Exec::new(["/bin/sh", "-c", &script]).user("root");
+    let exec = if sandbox.workspace().is_some() { exec } else { exec.cwd("/root") };
+    let mut running = sandbox.exec(exec).await?;
     let mut buffer = [0; 8192];
     if let Some(stdout) = &mut running.stdout {
         while let Ok(got @ 1..) = stdout.read(&mut buffer).await {

@@ -24,6 +24,8 @@ pub mod store;
 
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
+
 use midge_protocol::{Hello, NEWEST_VERSION, OLDEST_VERSION, READY_PORT};
 
 pub use create::{OnOutput, Plan};
@@ -31,12 +33,13 @@ pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
-use crate::monitor::{Disk, DiskMode, Place, Resident};
+use crate::monitor::{Disk, DiskMode, Place, Resident, VmmConfig};
 use crate::run_dir::{self, Kind, RunDir};
 use crate::sandbox::listing::{Lineage, describe};
 use crate::sandbox::twin::{Made, new_run_dir};
 use crate::sandbox::{Defaults, Sandbox, Where};
 use crate::timeline::Recorder;
+use crate::workspace::Manifest;
 
 /// What a monitor says when its guest runs.
 const RUNNING_STAGE: &str = "first_run";
@@ -67,7 +70,7 @@ fn store() -> Result<Store, Error> {
 /// Whose fault it is that a template cannot be had.
 fn failed(error: StoreError) -> Error {
     let fault = match error {
-        StoreError::Io { .. } | StoreError::Cache(_) => Fault::Host,
+        StoreError::Io { .. } | StoreError::Cache(_) | StoreError::Workspace(_) => Fault::Host,
         _ => Fault::User,
     };
     Error::prepare("template", fault, error)
@@ -117,7 +120,9 @@ impl Template {
         let place = self.place(place).await?;
         let mut config = self.store.config(&self.record, false).map_err(failed)?;
         config.forkable = is_forkable;
-        let made = Arc::new(self.made(&place, config.clone()));
+        // Read while the monitor starts.
+        let workspace = self.workspace();
+        let made_of = config.clone();
         let run_dir = new_run_dir()?;
         let socket = run_dir.socket();
         if let Some(vsock) = &mut config.vsock {
@@ -129,6 +134,7 @@ impl Template {
         // It makes its socket itself, on the way to running.
         let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
         ready.map_err(|end| Error::VmEnded { during: "starting a sandbox of a template", end })?;
+        let made = Arc::new(self.made(&place, made_of, workspace.loaded().await?));
         Sandbox::resume(monitor, listener, made, recorder, run_dir).await
     }
 
@@ -147,7 +153,8 @@ impl Template {
     pub async fn hold_at(&self, place: Where, is_forkable: bool) -> Result<Held, Error> {
         let place = self.place(place).await?;
         let mut config = self.store.config(&self.record, true).map_err(failed)?;
-        let made = Arc::new(self.made(&place, config.clone()));
+        let workspace = self.workspace().loaded().await?;
+        let made = Arc::new(self.made(&place, config.clone(), workspace));
         config.forkable = is_forkable;
         let recorder = Recorder::new();
         // Its socket is nobody's: every fork gets one of its own. The directory is for whoever lists what is alive.
@@ -171,7 +178,14 @@ impl Template {
         place.find_for_template(self.record.place == "native", &self.record.config).await
     }
 
-    fn made(&self, place: &Place, config: crate::monitor::VmmConfig) -> Made {
+    /// Begins to read what was packed for its workspace.
+    fn workspace(&self) -> Loading {
+        let (store, record) = (self.store.clone(), self.record.clone());
+        let begin = |_: &String| tokio::task::spawn_blocking(move || store.workspace(&record).map_err(failed));
+        Loading(self.record.workspace.as_ref().map(begin))
+    }
+
+    fn made(&self, place: &Place, config: VmmConfig, workspace: Option<Arc<Manifest>>) -> Made {
         let env = self.record.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let hello = Hello {
             oldest_version: OLDEST_VERSION,
@@ -180,7 +194,19 @@ impl Template {
             stages: Vec::new(),
             warnings: Vec::new(),
         };
-        Made::new(&self.record.name, config, place, hello, Defaults { env, user: self.record.user.clone() })
+        let defaults = Defaults { env, user: self.record.user.clone() };
+        Made::new(&self.record.name, config, place, hello, defaults, workspace)
+    }
+}
+
+/// What was packed for a workspace, on its way from the disk.
+struct Loading(Option<JoinHandle<Result<Option<Manifest>, Error>>>);
+
+impl Loading {
+    async fn loaded(self) -> Result<Option<Arc<Manifest>>, Error> {
+        let Some(task) = self.0 else { return Ok(None) };
+        let loaded = task.await.map_err(|error| Error::prepare("template", Fault::Midge, error))?;
+        Ok(loaded?.map(Arc::new))
     }
 }
 

@@ -2,7 +2,8 @@
 //! Templates on disk: a directory each, with a record and the files of a snapshot.
 //!
 //! A template is put together in a staging directory and appears under its name whole, by a rename; it never changes
-//! afterwards. What it stands on (the image, the empty disk) is named by path and known by length and time.
+//! afterwards. What it stands on (the image, the empty disk) is named by path and known by length and time; so is what it
+//! brings along (the packed workspace), by a path relative to its directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,8 +13,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError};
+use crate::error::chain;
 use crate::monitor::{Restore, SnapshotFiles, VmmConfig};
 use crate::orders::Pause;
+use crate::workspace::{Manifest, StoredError};
 
 /// Version of the record; another one is refused.
 pub const VERSION: u32 = 1;
@@ -22,6 +25,8 @@ pub const NAME_MAX: usize = 64;
 const RECORD: &str = "template.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const WORKSPACE_IMAGE: &str = "workspace.erofs";
+const WORKSPACE_MANIFEST: &str = "workspace.manifest";
 
 /// Why a template cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,9 @@ pub enum StoreError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// What was packed for its workspace could not be kept.
+    #[error("keeping the template's workspace")]
+    Workspace(#[source] StoredError),
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -93,9 +101,9 @@ pub struct Foundation {
 }
 
 impl Foundation {
-    /// What `path` is now.
-    fn of(path: &Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
+    /// What `path` is now, in `dir` where it is relative.
+    fn of(dir: &Path, path: &Path) -> io::Result<Self> {
+        let meta = fs::metadata(dir.join(path))?;
         Ok(Self { path: path.to_owned(), len: meta.len(), mtime_s: meta.mtime() })
     }
 }
@@ -125,6 +133,8 @@ pub struct Record {
     pub user: Option<String>,
     /// Variables for every command, lossy where they are no text.
     pub env: Vec<(String, String)>,
+    /// The directory that was packed for it, lossy where it is no text.
+    pub workspace: Option<String>,
     /// Bytes of its memory that are not zero.
     pub memory_bytes: u64,
     /// How long its guest stood still to be copied.
@@ -232,19 +242,36 @@ impl Store {
     /// # Errors
     /// [`StoreError::Changed`] when a file that it stands on is missing or another one.
     pub fn config(&self, record: &Record, resident: bool) -> Result<VmmConfig, StoreError> {
+        let dir = self.path(&record.name)?;
         for was in &record.foundations {
             let changed =
                 |problem: String| StoreError::Changed { name: record.name.clone(), path: was.path.clone(), problem };
-            let now = Foundation::of(&was.path).map_err(|error| changed(format!("cannot be read ({error})")))?;
+            let now = Foundation::of(&dir, &was.path).map_err(|error| changed(format!("cannot be read ({error})")))?;
             if now != *was {
                 return Err(changed("has changed since".to_owned()));
             }
         }
-        let files = files(&self.path(&record.name)?, &record.config);
+        let files = files(&dir, &record.config);
         let mut layers = files.layers.into_iter();
         let layers = record.config.disks.iter().map(|disk| if disk.is_writable() { layers.next() } else { None });
         let restore = Restore { state: files.state, memory: files.memory, layers: layers.collect(), resident };
-        Ok(VmmConfig { kernel: None, initramfs: None, restore: Some(restore), ..record.config.clone() })
+        let mut config = record.config.clone();
+        config.disks.iter_mut().for_each(|disk| disk.path = dir.join(&disk.path));
+        Ok(VmmConfig { kernel: None, initramfs: None, restore: Some(restore), ..config })
+    }
+
+    /// What was packed for the workspace of a template, if it has one.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn workspace(&self, record: &Record) -> Result<Option<Manifest>, StoreError> {
+        if record.workspace.is_none() {
+            return Ok(None);
+        }
+        let dir = self.path(&record.name)?;
+        let loaded = Manifest::load(&dir.join(WORKSPACE_MANIFEST), &dir.join(WORKSPACE_IMAGE));
+        let damaged = |error| StoreError::Damaged { name: record.name.clone(), problem: chain(&error) };
+        loaded.map(Some).map_err(damaged)
     }
 }
 
@@ -269,15 +296,33 @@ impl Draft {
         files(self.staging.path(), config)
     }
 
-    /// Lets it appear under its name. `record` is completed by what it stands on.
+    /// Where the packed workspace goes.
+    #[must_use]
+    pub fn workspace_image(&self) -> PathBuf {
+        self.staging.path().join(WORKSPACE_IMAGE)
+    }
+
+    /// Keeps what was packed into [`Draft::workspace_image`].
+    ///
+    /// # Errors
+    /// [`StoreError::Workspace`].
+    pub fn keep_workspace(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        manifest.save(&self.staging.path().join(WORKSPACE_MANIFEST)).map_err(StoreError::Workspace)
+    }
+
+    /// Lets it appear under its name. `record` is completed by what it stands on; what lies beside it is named relative to it.
     ///
     /// # Errors
     /// [`StoreError::Exists`] when another one was faster, [`StoreError::Io`].
     pub fn publish(self, mut record: Record) -> Result<Record, StoreError> {
+        let dir = self.staging.path();
+        for disk in &mut record.config.disks {
+            disk.path = disk.path.strip_prefix(dir).unwrap_or(&disk.path).to_owned();
+        }
         let disks = record.config.disks.iter();
         record.foundations = disks
             .map(|disk| {
-                Foundation::of(&disk.path).map_err(|source| StoreError::Io {
+                Foundation::of(dir, &disk.path).map_err(|source| StoreError::Io {
                     action: "examining",
                     path: disk.path.clone(),
                     source,

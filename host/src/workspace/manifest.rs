@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was packed: one record for each entry of the user's directory, kept on the host for the whole run. What the guest
-//! reports is compared with it, and what apply finds on the host as well. Data only.
+//! What was packed: one record for each entry of the user's directory, kept on the host for the whole run, or with a template
+//! (`stored`). What the guest reports is compared with it, and what apply finds on the host as well. Data only.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::path::RelPath;
 
@@ -18,20 +20,17 @@ pub type Digest = [u8; 32];
 pub const MODE_MASK: u32 = 0o1777;
 
 /// One entry as it was packed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Permission bits, masked with [`MODE_MASK`].
     pub mode: u32,
-    /// Modification time on the host, nanoseconds since 1970.
-    pub mtime_ns: i64,
-    /// Device and inode on the host.
-    pub identity: (u64, u64),
     /// What it is.
     pub content: Content,
 }
 
 /// Kind and content of an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Content {
     /// A directory.
     Dir,
@@ -47,12 +46,13 @@ pub enum Content {
     /// A symbolic link.
     Symlink {
         /// Its target, any bytes.
+        #[serde(with = "super::stored::lossless")]
         target: Vec<u8>,
     },
 }
 
 /// Something the user should know of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// The entry.
     pub path: RelPath,
@@ -61,7 +61,7 @@ pub struct Note {
 }
 
 /// What a [`Note`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoteKind {
     /// Packing: a socket, pipe or device, which the guest does not get.
@@ -103,7 +103,7 @@ impl NoteKind {
 }
 
 /// A bounded list of notes: the first ones are kept, all are counted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Notes {
     items: Vec<Note>,
     counts: BTreeMap<NoteKind, u64>,

@@ -24,6 +24,7 @@ pub mod pack;
 pub mod path;
 pub mod review;
 pub mod spool;
+pub mod stored;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -35,6 +36,7 @@ pub use manifest::{Manifest, Note, NoteKind};
 pub use pack::{PackLimits, pack};
 pub use path::{RelPath, printable};
 pub use spool::{GuestEntry, GuestKind, Spool, SpoolLimits};
+pub use stored::StoredError;
 
 use std::path::PathBuf;
 

@@ -45,7 +45,7 @@ impl Default for PackLimits {
 }
 
 impl PackLimits {
-    const ENTRIES_MAX: u64 = 4_000_000;
+    pub(super) const ENTRIES_MAX: u64 = 4_000_000;
     const BYTES_MAX: u64 = 8 << 40;
 }
 
@@ -198,13 +198,7 @@ impl<'a> Packing<'a> {
             }
         };
         let Some(content) = content else { return Ok(()) };
-        let entry = Entry {
-            mode: stat.st_mode & MODE_MASK,
-            mtime_ns: mtime_ns(stat),
-            identity: (stat.st_dev, stat.st_ino),
-            content,
-        };
-        self.entries.insert(path, entry);
+        self.entries.insert(path, Entry { mode: stat.st_mode & MODE_MASK, content });
         self.bound("entries", self.entries.len() as u64, self.limits.entries, "1 to 4000000")
     }
 
@@ -355,11 +349,6 @@ fn attributes(stat: &Stat) -> Attributes {
         mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         xattrs: Vec::new(),
     }
-}
-
-pub(crate) fn mtime_ns(stat: &Stat) -> i64 {
-    let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
 fn stamp(stat: &Stat) -> Stamp {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
+use midge::error::Error;
 use midge::sandbox::settings::check_env_name;
 
 /// Longest `--timeout`: a year.
@@ -28,8 +29,10 @@ tar c src | midge run -- tar x -C /tmp";
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES, group = ArgGroup::new("worked_on").multiple(true))]
 pub(crate) struct RunArgs {
-    /// A template to start from (`midge template create`), in place of booting; it fixes image, memory, vCPUs and disk
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "mem", "cpus", "disk", "workspace", "console", "boot_timeout"])]
+    /// A template to start from (`midge template create`), in place of booting; it fixes image, memory, vCPUs, disk and
+    /// the workspace's directory
+    #[arg(long, value_name = "NAME", group = "worked_on")]
+    #[arg(conflicts_with_all = ["image", "mem", "cpus", "disk", "skip_unreadable", "console", "boot_timeout"])]
     pub(super) template: Option<String>,
 
     /// Root file system: a built image's name, a directory, or an erofs, ext4 or squashfs file [default: base]
@@ -53,7 +56,8 @@ pub(crate) struct RunArgs {
     pub(super) disk: u64,
 
     /// A directory to work on: the guest changes a copy at /workspace, and afterwards the changes are
-    /// thrown away (discard), shown and asked about (review, the default) or written back (apply)
+    /// thrown away (discard), shown and asked about (review, the default) or written back (apply). Beside --template,
+    /// which brings its directory, only the mode is given, as in `:apply`
     #[arg(long, value_name = "DIR[:discard|review|apply]", group = "worked_on")]
     pub(super) workspace: Option<Workspace>,
 
@@ -121,7 +125,8 @@ pub(super) enum Mode {
 /// The value of `--workspace`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Workspace {
-    pub(super) dir: PathBuf,
+    /// `None`: the template's.
+    pub(super) dir: Option<PathBuf>,
     pub(super) mode: Mode,
 }
 
@@ -139,10 +144,37 @@ impl FromStr for Workspace {
             }
             _ => (text, Mode::Review),
         };
-        if dir.is_empty() {
+        if text.is_empty() {
             return Err("no directory is named; accepted: DIR or DIR:discard, DIR:review, DIR:apply".to_owned());
         }
-        Ok(Self { dir: dir.into(), mode })
+        Ok(Self { dir: (!dir.is_empty()).then(|| dir.into()), mode })
+    }
+}
+
+impl RunArgs {
+    /// What is to become of the changes to the workspace, where there is one.
+    pub(super) fn mode(&self) -> Mode {
+        self.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode)
+    }
+
+    /// Checks that either a directory or a template is named. `brings` says whether the template has a workspace.
+    pub(super) fn check_workspace(&self, brings: bool) -> Result<(), Error> {
+        let asked = self.workspace.as_ref();
+        let dir = asked.and_then(|workspace| workspace.dir.as_ref());
+        let is_allowing = self.allow_git_internals || self.allow_outside_links;
+        let (value, accepted) = match (&self.template, dir) {
+            (None, None) if asked.is_some() => ("only a mode", "DIR, or DIR:apply; a mode alone beside --template"),
+            (Some(_), _) if !brings && (asked.is_some() || is_allowing) => (
+                "asked for",
+                "none with this template; `midge template create --workspace DIR` makes one that has a workspace",
+            ),
+            (Some(_), Some(_)) => {
+                ("a directory", "beside --template, which brings one, a mode alone: :discard, :review, :apply")
+            }
+            _ => return Ok(()),
+        };
+        let what = "the workspace (--workspace)";
+        Err(Error::Setting { what, value: value.to_owned(), accepted: accepted.to_owned() })
     }
 }
 
@@ -194,13 +226,15 @@ mod tests {
 
     #[test]
     fn workspace_mode_is_the_last_word() {
-        let parsed = |text: &str| Workspace::from_str(text).map(|w| (w.dir.display().to_string(), w.mode));
+        let parsed =
+            |text: &str| Workspace::from_str(text).map(|w| (w.dir.unwrap_or_default().display().to_string(), w.mode));
         assert_eq!(parsed("/a"), Ok(("/a".into(), Mode::Review)));
         assert_eq!(parsed("/a:apply"), Ok(("/a".into(), Mode::Apply)));
         assert_eq!(parsed("/a:b:discard"), Ok(("/a:b".into(), Mode::Discard)));
         assert_eq!(parsed("/a:b/c"), Ok(("/a:b/c".into(), Mode::Review)));
         assert!(parsed("/a:destroy").unwrap_err().contains("discard, review, apply"));
-        assert!(parsed(":apply").is_err() && parsed("").is_err());
+        assert_eq!(parsed(":apply"), Ok((String::new(), Mode::Apply)), "of a template");
+        assert!(parsed("").is_err() && parsed(":destroy").is_err());
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join("x:y");
         std::fs::create_dir(&odd).unwrap();
@@ -231,6 +265,27 @@ mod tests {
             assert!(parse(&[flag, "x"]).unwrap_err().to_string().contains("--workspace"), "{flag}");
             assert!(parse(&[flag, "--workspace", "/a", "x"]).is_ok(), "{flag}");
         }
+    }
+
+    #[test]
+    fn a_workspace_is_a_directory_or_the_templates() {
+        let check = |line: &[&str], brings| parse(line).unwrap().check_workspace(brings).map_err(|e| e.to_string());
+        let refused = |line: &[&str], brings, part: &str| {
+            let text = check(line, brings).unwrap_err();
+            assert!(text.contains(part), "{line:?}: {text}");
+        };
+        assert!(check(&["--workspace", "/a:apply", "x"], false).is_ok() && check(&["x"], false).is_ok());
+        refused(&["--workspace", ":apply", "x"], false, "a mode alone beside --template");
+        for line in [&["--template", "t", "x"][..], &["--template", "t", "--workspace", ":apply", "x"]] {
+            assert!(check(line, true).is_ok(), "{line:?}");
+        }
+        refused(&["--template", "t", "--workspace", "/a", "x"], true, "which brings one");
+        refused(&["--template", "t", "--workspace", "/a", "x"], false, "none with this template");
+        refused(&["--template", "t", "--workspace", ":apply", "x"], false, "none with this template");
+        refused(&["--template", "t", "--allow-git-internals", "x"], false, "none with this template");
+        assert!(check(&["--template", "t", "x"], false).is_ok());
+        assert!(parse(&["--template", "t", "--workspace", ":apply", "--skip-unreadable", "x"]).is_err());
+        assert_eq!(parse(&["--template", "t", "x"]).unwrap().mode(), Mode::Review);
     }
 
     #[test]

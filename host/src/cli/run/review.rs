@@ -33,13 +33,15 @@ pub(super) struct Asked {
     pub(super) mode: Mode,
     /// What may be applied; nothing is chosen in it.
     pub(super) options: ApplyOptions,
+    /// The value of `--workspace` that applies everything.
+    pub(super) again: String,
     /// Shows nothing, for a report in JSON.
     pub(super) quiet: bool,
 }
 
 /// Shows `changes` and applies what was asked for, or what the user wants.
 pub(super) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
-    let Asked { mode, options, quiet } = asked;
+    let Asked { mode, options, again, quiet } = asked;
     let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
     let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };
     if quiet {
@@ -66,7 +68,7 @@ pub(super) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Re
         Mode::Review if quiet => None,
         Mode::Review if terminal::can_ask() => ask(changes, dir, options).map_err(failed)?,
         Mode::Review => {
-            tell(changes, dir, &options).map_err(failed)?;
+            tell(changes, dir, &options, &again).map_err(failed)?;
             None
         }
     };
@@ -111,12 +113,11 @@ fn diff(changes: &ChangeSet) -> io::Result<()> {
 }
 
 /// Nobody can be asked: everything is shown, nothing is applied.
-fn tell(changes: &ChangeSet, dir: &Path, options: &ApplyOptions) -> io::Result<()> {
+fn tell(changes: &ChangeSet, dir: &Path, options: &ApplyOptions, again: &str) -> io::Result<()> {
     show(&format!("midge: changes to {}:\n{}\n", dir.display(), list(changes, options)))?;
     diff(changes)?;
     show(&format!(
-        "\nmidge: nothing was applied; run it again with --workspace {}:apply, or on a terminal to be asked\n",
-        dir.display()
+        "\nmidge: nothing was applied; run it again with --workspace {again}, or on a terminal to be asked\n"
     ))
 }
 

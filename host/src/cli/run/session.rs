@@ -45,8 +45,15 @@ impl Session<'_> {
     pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
         let (console, printer) = self.args.console.then(print_console).unzip();
         let sandbox = match &self.args.template {
-            Some(name) => Template::open(name)?.start(Where::Auto, false).await?,
-            None => self.builder(console).start().await?,
+            Some(name) => {
+                let template = Template::open(name)?;
+                self.args.check_workspace(template.record().workspace.is_some())?;
+                template.start(Where::Auto, false).await?
+            }
+            None => {
+                self.args.check_workspace(false)?;
+                self.builder(console).start().await?
+            }
         };
         report.started(&sandbox);
         self.warn(&sandbox);
@@ -82,9 +89,9 @@ impl Session<'_> {
         if let Some(kernel) = &args.kernel {
             builder = builder.kernel(kernel);
         }
-        if let Some(workspace) = &args.workspace {
+        if let Some(dir) = args.workspace.as_ref().and_then(|workspace| workspace.dir.as_ref()) {
             let limits = PackLimits { skip_unreadable: args.skip_unreadable, ..PackLimits::default() };
-            builder = builder.workspace(&workspace.dir).pack_limits(limits);
+            builder = builder.workspace(dir).pack_limits(limits);
         }
         if let Some(seconds) = args.boot_timeout {
             builder = builder.boot_timeout(Duration::from_secs(seconds));
@@ -154,8 +161,8 @@ impl Session<'_> {
 
     /// Shows what changed in the workspace, and applies what is to be applied.
     async fn bring_back(&self, sandbox: &Sandbox, report: &mut Report) -> Result<(), Error> {
-        let (Some(asked), Some(workspace)) = (&self.args.workspace, sandbox.workspace()) else { return Ok(()) };
-        let mode = asked.mode;
+        let Some(workspace) = sandbox.workspace() else { return Ok(()) };
+        let mode = self.args.mode();
         report.workspace(mode, &workspace.manifest().notes);
         if mode == Mode::Discard {
             return Ok(());
@@ -168,7 +175,11 @@ impl Session<'_> {
             allow_outside_links: self.args.allow_outside_links,
             ..ApplyOptions::default()
         };
-        let asked = Asked { mode, options, quiet: self.args.json };
+        let again = match &self.args.template {
+            Some(_) => ":apply".to_owned(),
+            None => format!("{}:apply", dir.display()),
+        };
+        let asked = Asked { mode, options, again, quiet: self.args.json };
         let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, asked)).await;
         let reviewed: Reviewed = match reviewed {
             Ok(reviewed) => reviewed?,

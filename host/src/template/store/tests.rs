@@ -4,6 +4,7 @@
 use super::*;
 use crate::monitor::config::Console;
 use crate::monitor::{Disk, DiskMode};
+use crate::workspace::{PackLimits, pack};
 
 struct Rig {
     dir: tempfile::TempDir,
@@ -51,6 +52,7 @@ impl Rig {
             warm: None,
             user: None,
             env: vec![("A".into(), "b".into())],
+            workspace: None,
             memory_bytes: 7,
             pause: Pause { pause_us: 3, save_us: 2, fork_us: 1 },
             foundations: Vec::new(),
@@ -148,4 +150,53 @@ fn damaged_and_foreign_records_are_refused_and_left_out_of_lists() {
         assert!(matches!(rig.store.read("one"), Err(StoreError::Damaged { .. })), "{bad}");
         assert!(rig.store.list().unwrap().is_empty());
     }
+}
+
+/// A template with a workspace of one file.
+fn publish_with_workspace(rig: &Rig, name: &str) -> Record {
+    let project = rig.dir.path().join("project");
+    fs::create_dir_all(&project).unwrap();
+    fs::write(project.join("f"), "packed").unwrap();
+    let draft = rig.store.begin(name).unwrap();
+    let manifest = pack(&project, &draft.workspace_image(), &PackLimits::default(), &mut |_, _| ()).unwrap();
+    draft.keep_workspace(&manifest).unwrap();
+    let mut record = rig.record(name);
+    record.config.disks.push(Disk { path: draft.workspace_image(), mode: DiskMode::ReadOnly });
+    record.workspace = Some(manifest.dir.display().to_string());
+    draft.publish(record).unwrap()
+}
+
+#[test]
+fn a_workspace_is_the_templates_own_and_goes_with_it() {
+    let rig = rig();
+    let record = publish_with_workspace(&rig, "one");
+    assert_eq!(record.config.disks[2].path, Path::new(WORKSPACE_IMAGE));
+    let config = rig.store.config(&record, false).unwrap();
+    let image = &config.disks[2].path;
+    assert_eq!(*image, rig.store.path("one").unwrap().join(WORKSPACE_IMAGE));
+    assert!(config.disks[0].path.ends_with("base") && config.disks[0].path.is_absolute());
+    fs::remove_dir_all(rig.dir.path().join("project")).unwrap();
+    let manifest = rig.store.workspace(&record).unwrap().unwrap();
+    assert_eq!(manifest.dir.display().to_string(), record.workspace.clone().unwrap());
+    rig.store.remove("one").unwrap();
+    assert!(!image.exists());
+    let entry = manifest.entries.values().next().unwrap();
+    assert_eq!(manifest.read_base(entry, 9).unwrap(), b"packed", "whoever has it keeps it");
+    assert!(rig.store.workspace(&rig.publish("two").unwrap()).unwrap().is_none());
+}
+
+#[test]
+fn a_workspace_that_is_not_what_was_packed_is_refused_by_name() {
+    let rig = rig();
+    let record = publish_with_workspace(&rig, "one");
+    let dir = rig.store.path("one").unwrap();
+    let refused = || rig.store.workspace(&record).map(drop).unwrap_err().to_string();
+    fs::write(dir.join(WORKSPACE_MANIFEST), "{}\n").unwrap();
+    let text = refused();
+    assert!(text.contains("\"one\"") && text.contains("line 1") && text.contains("make it anew"), "{text}");
+    fs::remove_file(dir.join(WORKSPACE_MANIFEST)).unwrap();
+    assert!(refused().contains(WORKSPACE_MANIFEST));
+    fs::write(dir.join(WORKSPACE_IMAGE), "short").unwrap();
+    let text = rig.store.config(&record, false).unwrap_err().to_string();
+    assert!(text.contains(WORKSPACE_IMAGE) && text.contains("changed"), "{text}");
 }

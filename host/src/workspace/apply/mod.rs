@@ -102,9 +102,9 @@ impl Conflict {
     #[must_use]
     pub fn text(self) -> &'static str {
         match self {
-            Self::Changed => "changed on the host since the run began",
-            Self::Gone => "is gone from the host since the run began",
-            Self::Appeared => "was made on the host since the run began",
+            Self::Changed => "changed on the host since the workspace was packed",
+            Self::Gone => "is gone from the host since the workspace was packed",
+            Self::Appeared => "was made on the host since the workspace was packed",
             Self::NotEmpty => "still has entries on the host",
             Self::ParentGone => "lies in a directory that is gone from the host",
             Self::ParentChanged => "lies below something that is no longer a directory of this file system",

@@ -278,7 +278,7 @@ mod tests {
             stat.st_mode = 0o040_000 | mode;
             State::Dir { stat }
         };
-        let before = Entry { mode: 0o755, mtime_ns: 0, identity: (0, 0), content: Content::Dir };
+        let before = Entry { mode: 0o755, content: Content::Dir };
         let after = |mode| After { mode, content: AfterContent::Dir };
         assert_eq!(target_mode(Some(&before), &after(0o755), &stat(0o700)), Ok(0o700), "only the host");
         assert_eq!(target_mode(Some(&before), &after(0o700), &stat(0o755)), Ok(0o700), "only the run");
