@@ -96,14 +96,37 @@ impl Cache {
         Ok(Lock { _held: held })
     }
 
-    /// A place on the cache's own file system to build something in.
+    /// A place on the cache's own file system to build something in. What processes that were killed have left there goes first.
     ///
     /// # Errors
     /// [`CacheError::Io`] when it cannot be made.
     pub fn stage(&self) -> Result<Staging, CacheError> {
         let parent = self.dir("staging")?;
-        let dir = tempfile::Builder::new().prefix("").tempdir_in(&parent);
-        Ok(Staging { dir: dir.map_err(CacheError::io("making a staging directory in", &parent))? })
+        let _one_at_a_time = self.lock("staging")?;
+        remove_abandoned(&parent);
+        let made = tempfile::Builder::new().prefix("").tempdir_in(&parent);
+        let dir = made.map_err(CacheError::io("making a staging directory in", &parent))?;
+        let held = hold(dir.path()).map_err(CacheError::io("locking", dir.path()))?;
+        Ok(Staging { dir, _held: held })
+    }
+}
+
+/// Locks a directory, which shows that it is in use; at once or not at all.
+fn hold(dir: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(dir)?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// Removes the staging directories below `parent` that nobody holds. One that cannot be removed is no reason to stop.
+fn remove_abandoned(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_dir
+            && hold(&path).is_ok()
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(%error, dir = %path.display(), "removing what a killed process has left");
+        }
     }
 }
 
@@ -124,6 +147,7 @@ pub struct Lock {
 #[derive(Debug)]
 pub struct Staging {
     dir: tempfile::TempDir,
+    _held: Flock<File>,
 }
 
 impl Staging {
@@ -269,6 +293,18 @@ mod tests {
         let (_guard, cache) = cache();
         let path = cache.stage().unwrap().path().to_owned();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_killed_processes_have_left_is_removed_by_the_next_one_and_nothing_else() {
+        let (_guard, cache) = cache();
+        let held = cache.stage().unwrap();
+        let parent = cache.dir("staging").unwrap();
+        fs::create_dir(parent.join("abandoned")).unwrap();
+        fs::write(parent.join("abandoned/memory"), "half").unwrap();
+        let other = cache.stage().unwrap();
+        assert!(!parent.join("abandoned").exists());
+        assert!(held.path().is_dir() && other.path().is_dir());
     }
 
     #[test]
