@@ -134,7 +134,7 @@ pub struct Finding {
 /// The whole bench.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`VERSION`].
+    /// The version of this form.
     pub version: u32,
     /// Its name: `fork`.
     pub bench: String,

@@ -25,6 +25,9 @@ const WARM_OUTPUT_BYTES: u32 = 1 << 20;
 /// Longest wait for the guest to drop the conversation of a warm command.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// Longest rehearsal.
+const REHEARSAL_MAX: Duration = Duration::from_secs(10);
+
 /// Receives what a command of the plan prints.
 pub type OnOutput = Box<dyn FnMut(&[u8]) + Send>;
 
@@ -64,6 +67,7 @@ impl Template {
         if let Some(command) = &plan.warm {
             warm_up(&sandbox, command, &mut plan.on_output).await?;
         }
+        rehearse(&sandbox).await;
         let (resident, pause) = sandbox.freeze_for_good(&new_id()).await?;
         let (made, place) = (sandbox.made(), sandbox.place_name().to_owned());
         sandbox.kill().await;
@@ -118,6 +122,15 @@ async fn set_up(sandbox: &Sandbox, command: &str, on_output: &mut Option<OnOutpu
         return Ok(());
     }
     Err(Error::Template { step: "setup", problem: format!("ended with {}", status.shell_code()) })
+}
+
+/// Runs a command that does nothing, so that what a first command needs is in the template's memory and not read from disk
+/// in every fork: its way through agent and kernel, the loader, the C library. An image may lack it, which does no harm.
+async fn rehearse(sandbox: &Sandbox) {
+    if let Ok(running) = sandbox.exec(Exec::new(["true"]).timeout(REHEARSAL_MAX)).await {
+        // How it ended says nothing about the template.
+        let _ = running.wait().await;
+    }
 }
 
 /// Starts the command and lets go of it once it has said that it is ready.
