@@ -155,8 +155,11 @@ fn prepare(program: &Program) -> Result<(), Failed> {
 
 /// Nothing blocked, nothing ignored: ignored signals would survive the execution.
 fn reset_signals() {
-    // SAFETY: the child has dispositions of its own; no function of ours is installed.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    // The agent ignores SIGPIPE; the others a shell ignores for what it starts in the background, tests among them.
+    for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the child has dispositions of its own; no function of ours is installed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: writes one set where there is room for one.
     unsafe { libc::sigemptyset(none.as_mut_ptr()) };
