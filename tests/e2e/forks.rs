@@ -122,8 +122,16 @@ pub(crate) async fn pool() {
     Template::remove(&name).expect("goes");
     assert_eq!(held.fork_max_mib(), 512);
     let pool = Pool::new(held, Limits { level: 3, under_way: 2, ..Limits::default() }).expect("within limits");
-    pool.filled().await.expect("fills");
-    assert_eq!(pool.status().ready, 3);
+    // On a machine that is busy beyond measure one may be taken for dead in between, and is replaced.
+    let mut ready = 0;
+    for _ in 0..10 {
+        pool.filled().await.expect("fills");
+        ready = pool.status().ready;
+        if ready == 3 {
+            break;
+        }
+    }
+    assert_eq!(ready, 3);
     let mut seen = HashSet::new();
     let mut taken = Vec::new();
     for _ in 0..5 {
