@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Templates: sandboxes that are set up once, kept at rest, and forked in about a millisecond.
+//! Templates: sandboxes that are set up once, kept at rest, and forked.
 //!
 //! ```no_run
 //! # async fn demo() -> Result<(), midge::error::Error> {
