@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use midge::error::chain;
 use midge::exec::{Exec, Running};
-use midge::sandbox::{Builder, Sandbox, Where};
+use midge::sandbox::{Sandbox, Where};
 use midge::template::{Held, Plan, Template};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::context::{Context, Outcome};
+use crate::forks::{name, small, text_of};
 use crate::harness::skip;
 use crate::library::inside;
 
@@ -29,10 +30,6 @@ crate::tests!("templates":
 );
 
 const LIMIT: Duration = Duration::from_secs(300);
-
-fn name(what: &str) -> String {
-    format!("e2e-{what}-{}", std::process::id())
-}
 
 /// How long a row is: `MIDGE_TEST_RUNS`, where the machine is fast enough for it.
 fn rounds(native: u64, emulated: u64) -> u64 {
@@ -182,17 +179,6 @@ fn fork_without_processes_leaves_the_template(context: &Context) {
         skip(format!("{PIDS_GROUP} is no control group for numbers of processes"));
     }
     inside(context, "crowded");
-}
-
-fn small() -> Builder {
-    Sandbox::builder().mem_mib(256).disk_mib(256)
-}
-
-async fn text_of(sandbox: &Sandbox, script: &str) -> String {
-    let running = sandbox.exec(Exec::new(["sh", "-ec", script]).user("root")).await.expect("starts");
-    let output = running.output().await.expect("ends");
-    assert!(output.status.is_success(), "{script}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
 }
 
 async fn held(what: &str, plan: Plan) -> Held {

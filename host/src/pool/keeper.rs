@@ -137,14 +137,15 @@ impl<S: Source> Keeper<S> {
         }
     }
 
+    /// The status first: who waited for the level and looks at once must not see the one before.
     fn tell(&mut self) {
+        let status = Status { ready: self.ready.len(), under_way: self.makes.len(), ..self.status };
+        self.told.send_if_modified(|told| std::mem::replace(told, status) != status);
         if self.ready.len() >= self.limits.level {
             for filler in self.fillers.drain(..) {
                 let _ = filler.send(Ok(()));
             }
         }
-        let status = Status { ready: self.ready.len(), under_way: self.makes.len(), ..self.status };
-        self.told.send_if_modified(|told| std::mem::replace(told, status) != status);
     }
 
     /// Gives away what waits longest. What has ended, seen or not, goes to nobody.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pool of things that are no sandboxes, in a time that passes when everybody waits.
 
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -105,6 +107,30 @@ fn pool(level: usize, under_way: usize) -> (Pool<Maker>, Arc<World>) {
     let maker = Maker::default();
     let world = Arc::clone(&maker.0);
     (Pool::new(maker, Limits { level, under_way, memory_max_mib: None }).unwrap(), world)
+}
+
+/// Looks at the status at the very moment of being woken.
+struct Witness {
+    status: watch::Receiver<Status>,
+    ready: AtomicUsize,
+}
+
+impl Wake for Witness {
+    fn wake(self: Arc<Self>) {
+        self.ready.store(self.status.borrow().ready, SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_hears_that_the_level_is_reached_finds_it_in_the_status() {
+    let (pool, _) = pool(3, 2);
+    let witness = Arc::new(Witness { status: pool.status.clone(), ready: AtomicUsize::new(0) });
+    let waker = Waker::from(Arc::clone(&witness));
+    let mut filled = pin!(pool.filled());
+    while filled.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        sleep(MAKING / 10).await;
+    }
+    assert_eq!(witness.ready.load(SeqCst), 3);
 }
 
 #[tokio::test(start_paused = true)]
