@@ -267,8 +267,6 @@ fn map_aligned(len: usize) -> io::Result<*mut u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
-    use vm_memory::GuestMemoryBackend;
 
     #[test]
     fn memory_below_the_gap_is_one_range_and_above_it_two() {

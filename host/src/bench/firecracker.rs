@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use midge_protocol::{AGENT_PORT, Exec, Freeze, NEWEST_VERSION, ToAgent, ToHost};
+use midge_protocol::{AGENT_PORT, Freeze, NEWEST_VERSION, ToAgent, ToHost};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -17,6 +17,7 @@ use super::lab::{TRUE, Timed};
 use super::launch::{PEER_WORDS, Payload, Started, firecracker_config, firecracker_drive, prepare};
 use super::talk::{Talk, connect, welcome};
 use super::{BenchError, Sample};
+use crate::exec::Exec;
 use crate::monitor::VmmConfig;
 
 const WHO: &str = "firecracker";
@@ -202,17 +203,7 @@ fn cpu_template(registers: &[u32]) -> Value {
 
 /// Runs the command whose end is the answer.
 pub(super) fn run_true(talk: &mut Talk, mut give_up: impl FnMut() -> bool) -> Result<(), String> {
-    let exec = Exec {
-        argv: vec![TRUE.into()],
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        tty: None,
-        stdin: false,
-        timeout_ms: 0,
-        replay_bytes: 0,
-    };
-    talk.send(&[ToAgent::Exec(exec)])?;
+    talk.send(&[ToAgent::Exec(Exec::new([TRUE]).message)])?;
     loop {
         match talk.next(&mut give_up)? {
             Some(ToHost::Started(_)) => {}

@@ -37,7 +37,7 @@ const STARTING: &str = "running the command";
 /// A command to run. Built like [`std::process::Command`]; never passed through a shell.
 #[derive(Debug, Clone)]
 pub struct Exec {
-    message: midge_protocol::Exec,
+    pub(crate) message: midge_protocol::Exec,
 }
 
 impl Exec {

@@ -4,8 +4,9 @@
 use std::io;
 use std::sync::Arc;
 
+use super::resident::{refused, unexpected};
 use super::{Life, Monitor, MonitorError};
-use crate::orders::{Answer, Order, OrderError, Orders, PROMPT};
+use crate::orders::{Answer, Order, Orders, PROMPT};
 
 const ACTION: &str = "giving guest memory back";
 
@@ -19,11 +20,11 @@ impl Monitor {
     /// # Errors
     /// [`MonitorError::Order`] when it is on an emulated host, whose memory is not this machine's, or told to end.
     pub fn discarder(&self) -> Result<Discarder, MonitorError> {
-        let refused = |why| MonitorError::Order { action: ACTION, source: OrderError::Io(io::Error::other(why)) };
+        let without = |why| refused(ACTION)(io::Error::other(why).into());
         if let Life::Remote(_) = self.life {
-            return Err(refused("the memory of an emulated host is not this machine's to take back"));
+            return Err(without("the memory of an emulated host is not this machine's to take back"));
         }
-        let orders = self.orders().ok_or_else(|| refused("it has been told to end"))?;
+        let orders = self.orders().ok_or_else(|| without("it has been told to end"))?;
         Ok(Discarder(orders))
     }
 }
@@ -35,10 +36,9 @@ impl Discarder {
     /// # Errors
     /// [`MonitorError::Order`] when it refuses; then it has dropped nothing, unless this machine failed it in the middle.
     pub async fn discard(&self, ranges: Vec<(u64, u64)>) -> Result<u64, MonitorError> {
-        let refused = |source| MonitorError::Order { action: ACTION, source };
-        match self.0.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused)? {
+        match self.0.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused(ACTION))? {
             Answer::Discarded { bytes } => Ok(bytes),
-            other => Err(refused(OrderError::Unexpected { answer: format!("{other:?}") })),
+            other => Err(unexpected(ACTION, &other)),
         }
     }
 }

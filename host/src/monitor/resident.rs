@@ -62,7 +62,7 @@ enum ResidentLife {
     Remote(Remote),
 }
 
-fn refused(action: &'static str) -> impl Fn(OrderError) -> MonitorError {
+pub(super) fn refused(action: &'static str) -> impl Fn(OrderError) -> MonitorError {
     move |source| MonitorError::Order { action, source }
 }
 
@@ -76,7 +76,7 @@ fn gone_already(action: &'static str) -> impl Fn() -> MonitorError {
 }
 
 /// An answer to another order.
-fn unexpected(action: &'static str, answer: &Answer) -> MonitorError {
+pub(super) fn unexpected(action: &'static str, answer: &Answer) -> MonitorError {
     refused(action)(OrderError::Unexpected { answer: format!("{answer:?}") })
 }
 

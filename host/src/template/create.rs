@@ -14,7 +14,7 @@ use crate::run_dir::new_id;
 use crate::sandbox::{Builder, Sandbox};
 
 /// How far behind the world's the wall clock of a template is. Generators of random numbers that programs keep in
-/// memory renew themselves after a time (OpenSSL's, as far as we know, after an hour at most): in every fork it has passed.
+/// memory renew themselves after a time (OpenSSL's after an hour at most): in every fork it has passed.
 const BEHIND: Duration = Duration::from_secs(2 * 3600);
 /// How long a warm command may take until it says that it is ready.
 const WARM_MAX: Duration = Duration::from_secs(300);
