@@ -15,7 +15,7 @@ use crate::sys;
 
 mod restore;
 
-pub use restore::RestoreConfig;
+pub use restore::{RestoreConfig, WORKING_SET_MAX_BYTES, WORKING_SET_PARTS_MAX};
 
 /// Least memory that is accepted: below it no Linux with virtio and vsock reaches its init.
 pub const MEM_MIN_MIB: u64 = 32;
@@ -168,6 +168,8 @@ struct Document {
     extra_msrs: Vec<u32>,
     #[serde(default)]
     forkable: bool,
+    #[serde(default)]
+    track_writes: bool,
 }
 
 fn on() -> bool {
@@ -242,6 +244,14 @@ impl VmmConfig {
     /// Whether the VM can be forked while it runs.
     pub fn is_forkable(&self) -> bool {
         self.doc.forkable
+    }
+    /// Whether the exit event tells which memory the guest has written to.
+    pub fn tracks_writes(&self) -> bool {
+        self.doc.track_writes
+    }
+    /// The guest memory that is known to be written to first, of a VM that does not boot.
+    pub fn working_set(&self) -> &[(u64, u64)] {
+        self.doc.restore.as_ref().map_or(&[], RestoreConfig::working_set)
     }
     /// The initramfs' file.
     pub fn initramfs(&self) -> Option<&Path> {

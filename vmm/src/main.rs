@@ -33,7 +33,8 @@ usage: midge-vmm --config FILE|-     run the VM of a JSON document (-: the first
 The document, with its defaults (kernel or restore, mem_mib and cpus must be given):
   {\"kernel\": \"/path/vmlinux\",       x86-64 ELF vmlinux or bzImage
    \"restore\": null,                 instead of a kernel: {\"state\": PATH, \"memory\": PATH,
-                                    \"layers\": [PATH|null, ..], \"resident\": false}
+                                    \"layers\": [PATH|null, ..], \"resident\": false,
+                                    \"working_set\": [[START, LEN], ..]}
    \"initramfs\": null,               path of a cpio archive
    \"cmdline\": \"\",                   words added to the kernel's command line
    \"mem_mib\": N,                    32 to the host's memory
@@ -45,7 +46,8 @@ The document, with its defaults (kernel or restore, mem_mib and cpus must be giv
    \"vsock\": null,                   {\"guest_cid\": 3, \"uds\": \"/path/v.sock\"}
    \"console\": \"off\",                \"on\": a serial console, each line becomes an event
    \"extra_msrs\": [],                MSRs that a snapshot carries beyond KVM's list
-   \"forkable\": false}               may be frozen and forked by orders on the control socket
+   \"forkable\": false,               may be frozen and forked by orders on the control socket
+   \"track_writes\": false}           the exit event tells which memory the guest has written to
 
 With `--config -` the VM stops as soon as stdin reaches its end (the lifeline); where that is a
 SOCK_SEQPACKET socket, it takes orders there as well. SIGTERM, SIGINT and SIGHUP stop it too.
@@ -187,5 +189,5 @@ fn read_file(path: &std::ffi::OsStr) -> io::Result<Vec<u8>> {
 fn failed(reason: Reason, what: &str, error: &dyn std::error::Error) -> Ending {
     let causes = chain(error);
     let detail = if what.is_empty() { causes } else { format!("{what}: {causes}") };
-    Ending { reason, detail, console_tail: Vec::new(), exits: ExitCounts::default() }
+    Ending { reason, detail, console_tail: Vec::new(), exits: ExitCounts::default(), written: Vec::new() }
 }

@@ -5,7 +5,7 @@
 //! (facts: a boot takes 334 page-fault exits with them, 4,515 without), cut into at most two
 //! regions around the MMIO gap below 4 GiB. It is written here only to copy a snapshot, and never unmapped: it
 //! lives as long as the process, which is one VM. What the guest has no use for goes back to the
-//! host page by page ([`discard`]).
+//! host page by page ([`discard`]), what it will write soon is copied beforehand ([`populate`]).
 #![expect(unsafe_code, reason = "mmap and madvise of guest memory, before anyone refers to it")]
 
 use std::fs::File;
@@ -207,6 +207,34 @@ pub fn discard(ram: &GuestRam, ranges: &[(u64, u64)]) -> Result<u64, DiscardErro
     Ok(bytes)
 }
 
+/// Has the host copy the pages of these ranges now that will be written to soon, so that the guest does not leave for each
+/// of them. An advice: a host that cannot (before Linux 5.14, or for want of memory) copies them one by one as ever, and
+/// what is no guest memory is left out.
+pub fn populate(ram: &GuestRam, ranges: &[(u64, u64)]) {
+    for (at, len) in ranges.iter().filter_map(|range| place(ram, *range).ok()) {
+        if advise(at, len, libc::MADV_POPULATE_WRITE).is_err() {
+            return;
+        }
+    }
+}
+
+/// The runs of pages whose bits are set, the lowest bit first: offset and length in bytes.
+pub fn runs(bits: &[u64]) -> impl Iterator<Item = (u64, u64)> {
+    let is_set = |page: u64| bits.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 == 1);
+    let end = 64 * bits.len() as u64;
+    let mut page = 0;
+    std::iter::from_fn(move || {
+        let first = (page..end).find(|page| is_set(*page))?;
+        page = (first..end).find(|page| !is_set(*page)).unwrap_or(end);
+        Some((first * PAGE_BYTES, (page - first) * PAGE_BYTES))
+    })
+}
+
+/// The first of these ranges that is not whole pages of guest memory.
+pub fn find_outside(ram: &GuestRam, ranges: &[(u64, u64)]) -> Option<(u64, u64)> {
+    ranges.iter().find(|range| place(ram, **range).is_err()).copied()
+}
+
 /// Where a range that the guest has named lies, if it is whole pages of one region.
 fn place(ram: &GuestRam, (start, len_bytes): (u64, u64)) -> Result<(*mut u8, usize), DiscardError> {
     let refused = || DiscardError::Range { start, len_bytes };
@@ -304,6 +332,46 @@ mod tests {
         let left = pages.map(|page| ram.read_obj::<u64>(GuestAddress(page + 8)).unwrap());
         assert_eq!(left, [0x10_0001, 0, 0, 0x10_3001, 0, (MMIO_GAP_END + 0x1000) | 1]);
         assert_eq!(discard(&ram, &[]), Ok(0));
+    }
+
+    #[test]
+    fn runs_are_of_set_bits_and_cross_words() {
+        assert_eq!(runs(&[]).count(), 0);
+        assert_eq!(runs(&[0, 0]).count(), 0);
+        assert_eq!(runs(&[u64::MAX, 1]).collect::<Vec<_>>(), [(0, 65 * 4096)]);
+        let bits = [0b1011 | 1 << 63, 0b1, 1 << 63];
+        let pages = [(0, 2), (3, 1), (63, 2), (191, 1)];
+        assert_eq!(runs(&bits).collect::<Vec<_>>(), pages.map(|(first, count)| (first * 4096, count * 4096)));
+    }
+
+    /// Pages of ours, beside those that are shared, by `/proc/self/pagemap`.
+    fn own_pages(ram: &GuestRam, pages: u64) -> Vec<bool> {
+        use std::os::unix::fs::FileExt;
+        let start = ram.iter().next().unwrap().as_ptr().addr() as u64;
+        let map = File::open("/proc/self/pagemap").unwrap();
+        (0..pages)
+            .map(|page| {
+                let mut entry = [0; 8];
+                map.read_exact_at(&mut entry, (start / PAGE_BYTES + page) * 8).unwrap();
+                let entry = u64::from_ne_bytes(entry);
+                // Present, and no page of a file.
+                entry >> 63 == 1 && entry >> 61 & 1 == 0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_populated_is_ours_before_it_is_touched_and_keeps_its_content() {
+        use std::os::unix::fs::FileExt;
+        let file = file_of(4 << 20);
+        file.write_all_at(b"template", 0x2000).unwrap();
+        let ram = map_file(&file, 4 << 20).unwrap();
+        populate(&ram, &[(0x1000, 0x2000), (0x2000_0000, 0x1000), (0x5001, 1), (0x8000, 0x1000)]);
+        let own = own_pages(&ram, 10);
+        assert_eq!(own, [false, true, true, false, false, false, false, false, true, false]);
+        assert_eq!(&ram.read_obj::<[u8; 8]>(GuestAddress(0x2000)).unwrap(), b"template");
+        assert_eq!(find_outside(&ram, &[(0x1000, 0x2000), (0x8000, 0x1000)]), None);
+        assert_eq!(find_outside(&ram, &[(0x1000, 0x2000), (4 << 20, 0x1000)]), Some((4 << 20, 0x1000)));
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub struct Ending {
     pub console_tail: Vec<String>,
     /// How often the guest left to this process, by kind.
     pub exits: ExitCounts,
+    /// The memory that the guest has written to, where that was to be told: guest-physical address and length of each part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize)]
@@ -244,6 +247,7 @@ mod tests {
             detail: "Kernel panic - not syncing: x".to_owned(),
             console_tail: vec!["a \"quoted\" line".to_owned()],
             exits: ExitCounts::default(),
+            written: vec![(4096, 8192)],
         };
         let mut out = Vec::new();
         Trace::start().finish(&ending, &mut out);
@@ -253,6 +257,7 @@ mod tests {
         assert_eq!(json["reason"], "panic");
         assert_eq!(json["console_tail"][0], "a \"quoted\" line");
         assert_eq!(json["exits"]["io"], 0);
+        assert_eq!(json["written"], serde_json::json!([[4096, 8192]]));
     }
 
     #[test]

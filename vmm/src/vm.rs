@@ -154,7 +154,7 @@ impl Vm {
         let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
         let loading = plan.start_loading(ram.clone())?;
         let pages = devices::pages(config).map_err(host("mapping the device windows"))?;
-        let machine = kvm.create(&ram, pages.clone())?;
+        let machine = kvm.create(&ram, pages.clone(), config.tracks_writes())?;
         trace.mark(Stage::MemoryReady);
 
         let (bus, devices) = devices::attach(config, Backends::open(config)?, &machine, &ram, pages.as_ref())?;
@@ -179,8 +179,9 @@ impl Vm {
         lifeline: Option<Lifeline>,
         trace: &mut Trace,
     ) -> Result<Self, VmError> {
+        memory::populate(&ram, config.working_set());
         let pages = devices::pages(config).map_err(host("mapping the device windows"))?;
-        let machine = kvm.create(&ram, pages.clone())?;
+        let machine = kvm.create(&ram, pages.clone(), config.tracks_writes())?;
         machine.restore_irqchips(&state.machine)?;
         trace.mark(Stage::MemoryReady);
 
@@ -246,12 +247,14 @@ impl Vm {
             }
             self.events.run().map_err(loop_failed)?;
         };
+        // Whoever talks to the guest until it is stopped does not ask for its last words.
+        let is_silent = self.devices.vsock.as_ref().is_none_or(|vsock| vsock.worker.borrow().connections() == 0);
         // A vCPU may be waiting for vsock to answer a reset: nobody will from here on.
         drop(self.events);
         self.devices.vsock = None;
         let stop = self.threads.stop();
-        let evidence = Evidence::collect(cause, stop, &self.output, &self.ram, self.kernel_range);
-        let ending = evidence.ending(self.shared.counters.read());
+        let evidence = Evidence::collect((cause, stop), is_silent, &self.output, &self.ram, self.kernel_range);
+        let ending = Ending { written: self.machine.written(), ..evidence.ending(self.shared.counters.read()) };
         Ok((ending, Some(Stopped { _shared: self.shared, _machine: self.machine, _devices: self.devices })))
     }
 }

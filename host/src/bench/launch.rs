@@ -122,6 +122,7 @@ fn midge(program: &Path, dir: &Path, payload: &Payload) -> Result<Started, Bench
         restore: None,
         extra_msrs: Vec::new(),
         forkable: false,
+        track_writes: false,
         initramfs: Some(payload.initramfs.clone()),
         cmdline: "rdinit=/init".to_owned(),
         mem_mib: payload.mem_mib,

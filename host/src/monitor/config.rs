@@ -39,6 +39,9 @@ pub struct VmmConfig {
     pub extra_msrs: Vec<u32>,
     /// Whether the VM may be frozen and forked.
     pub forkable: bool,
+    /// Whether its end tells which memory the guest has written to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub track_writes: bool,
 }
 
 /// The files of a snapshot.
@@ -52,6 +55,10 @@ pub struct Restore {
     pub layers: Vec<Option<PathBuf>>,
     /// Whether the monitor makes no VM but forks of it, on order.
     pub resident: bool,
+    /// The guest memory that is written to first, guest-physical address and length of each part in bytes: copied before the
+    /// guest goes on, and not page by page when it gets there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub working_set: Vec<(u64, u64)>,
 }
 
 /// One block device.
@@ -145,6 +152,7 @@ mod tests {
             console: Console::Off,
             extra_msrs: Vec::new(),
             forkable: false,
+            track_writes: false,
         };
         let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off","forkable":false}"#;
         assert_eq!(config.to_line().unwrap(), format!("{expected}\n"));
@@ -165,6 +173,7 @@ mod tests {
             console: Console::On,
             extra_msrs: Vec::new(),
             forkable: false,
+            track_writes: false,
         };
         assert_eq!(config.to_line().unwrap().matches('\n').count(), 1);
     }

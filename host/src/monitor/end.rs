@@ -46,6 +46,9 @@ pub struct End {
     pub stderr_tail: String,
     /// How often the vCPUs left the guest, by cause.
     pub exits: BTreeMap<String, u64>,
+    /// The guest memory that was written to, where its configuration asked for that: guest-physical address and length of each
+    /// part. A monitor's claim.
+    pub written: Vec<(u64, u64)>,
 }
 
 impl End {
@@ -56,7 +59,14 @@ impl End {
     }
 
     fn bare(cause: Cause, detail: String) -> Self {
-        Self { cause, detail, console_tail: Vec::new(), stderr_tail: String::new(), exits: BTreeMap::new() }
+        Self {
+            cause,
+            detail,
+            console_tail: Vec::new(),
+            stderr_tail: String::new(),
+            exits: BTreeMap::new(),
+            written: Vec::new(),
+        }
     }
 
     pub(super) fn from_event(exit: Exit) -> Self {
@@ -68,8 +78,8 @@ impl End {
             Reason::HostError => Cause::HostError,
             Reason::Config => Cause::Config,
         };
-        let Exit { detail, console_tail, exits, .. } = exit;
-        Self { console_tail, exits, ..Self::bare(cause, detail) }
+        let Exit { detail, console_tail, exits, written, .. } = exit;
+        Self { console_tail, exits, written, ..Self::bare(cause, detail) }
     }
 
     /// The end of a monitor that left without an exit event.
@@ -134,6 +144,7 @@ mod tests {
             detail: "Kernel panic - not syncing: \u{1b}[31mno init".into(),
             console_tail: vec!["last".into()],
             exits: BTreeMap::new(),
+            written: Vec::new(),
         };
         let end = End::from_event(exit);
         assert!(end.is_guests_doing());

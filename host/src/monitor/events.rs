@@ -51,6 +51,9 @@ pub struct Exit {
     /// How often the vCPUs left the guest, by cause.
     #[serde(default)]
     pub exits: BTreeMap<String, u64>,
+    /// The memory that the guest has written to, if that was to be told.
+    #[serde(default)]
+    pub written: Vec<(u64, u64)>,
 }
 
 /// The kind of an end.
@@ -140,9 +143,10 @@ mod tests {
     fn every_event_of_the_contract_is_understood() {
         let stage = parse(br#"{"event":"stage","name":"exec","t_us":3,"mono_ns":9}"#).unwrap();
         assert_eq!(stage, Event::Stage { name: "exec".into(), t_us: 3, mono_ns: Some(9) });
-        let exit = br#"{"event":"exit","reason":"panic","detail":"d","console_tail":["l"],"exits":{"io":2}}"#;
+        let exit = br#"{"event":"exit","reason":"panic","detail":"d","console_tail":["l"],"exits":{"io":2},"written":[[4096,8192]]}"#;
         let Event::Exit(exit) = parse(exit).unwrap() else { panic!("no exit") };
         assert_eq!((exit.reason, exit.detail.as_str(), exit.exits["io"]), (Reason::Panic, "d", 2));
+        assert_eq!(exit.written, [(4096, 8192)]);
         assert_eq!(parse(br#"{"event":"console","text":"x"}"#).unwrap(), Event::Console { text: "x".into() });
         assert_eq!(parse(br#"{"event":"later"}"#).unwrap(), Event::Unknown);
         assert!(parse(b"Segmentation fault").is_err());

@@ -128,6 +128,7 @@ fn compose(parts: &Parts, settings: &Settings, overlay: DiskMode, socket: &Path,
         console,
         extra_msrs: Vec::new(),
         forkable: false,
+        track_writes: false,
     }
 }
 

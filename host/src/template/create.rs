@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-use super::store::{Record, VERSION};
-use super::{Template, failed, store};
+use super::store::{Draft, Record, VERSION};
+use super::{Loading, Template, failed, store};
 use crate::error::Error;
 use crate::exec::{Exec, Running};
+use crate::monitor::{Place, VmmConfig};
 use crate::run_dir::new_id;
 use crate::sandbox::{Builder, Sandbox};
+use crate::timeline::Recorder;
 
 /// How far behind the world's the wall clock of a template is. Generators of random numbers that programs keep in
 /// memory renew themselves after a time (OpenSSL's after an hour at most): in every fork it has passed.
@@ -24,6 +26,11 @@ const WARM_LINE_MAX_BYTES: u64 = 4096;
 const WARM_OUTPUT_BYTES: u32 = 1 << 20;
 /// Longest wait for the guest to drop the conversation of a warm command.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// Most parts of a working set that a monitor takes.
+const WORKING_SET_PARTS_MAX: usize = 2048;
+/// Most memory in a working set that a monitor takes, in bytes; each fork has its own copy of it.
+const WORKING_SET_MAX_BYTES: u64 = 16 << 20;
 
 /// Longest rehearsal.
 const REHEARSAL_MAX: Duration = Duration::from_secs(10);
@@ -72,13 +79,14 @@ impl Template {
         let (made, place) = (sandbox.made(), sandbox.place_name().to_owned());
         sandbox.kill().await;
         let memory_bytes = resident.save(&draft.files(made.config())).await?;
+        let vm_place = resident.place().clone();
         drop(resident);
         if let Some(manifest) = made.workspace() {
             draft.keep_workspace(manifest).map_err(failed)?;
         }
         let (env, user) = made.defaults_as_text();
         let made_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = Record {
+        let mut record = Record {
             version: VERSION,
             name: name.to_owned(),
             made_s,
@@ -93,11 +101,33 @@ impl Template {
             workspace: made.workspace().map(|manifest| manifest.dir.to_string_lossy().into_owned()),
             memory_bytes,
             pause,
+            working_set: Vec::new(),
             foundations: Vec::new(),
         };
+        record.working_set = Self { store: store.clone(), record: record.clone() }.try_out(&draft, &vm_place).await?;
         let record = draft.publish(record).map_err(failed)?;
         Ok(Self { store, record })
     }
+
+    /// Starts a sandbox of the draft, as a user will, and has it do what each of them does first. Returns the memory that it
+    /// has written to. Nobody's sandbox is watched for that: what one does would be seen in the speed of the others.
+    async fn try_out(&self, draft: &Draft, place: &Place) -> Result<Vec<(u64, u64)>, Error> {
+        let config = VmmConfig { track_writes: true, forkable: false, ..draft.config(&self.record) };
+        let sandbox = self.start_as(config, place, Loading(None), Recorder::new()).await?;
+        rehearse(&sandbox).await;
+        let end = sandbox.kill().await;
+        Ok(working_set(&end.written))
+    }
+}
+
+/// What of the memory that was written to is copied beforehand: as much as a monitor takes.
+fn working_set(written: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut bytes = 0_u64;
+    let fits = |(_, len): &&(u64, u64)| {
+        bytes = bytes.saturating_add(*len);
+        bytes <= WORKING_SET_MAX_BYTES
+    };
+    written.iter().take(WORKING_SET_PARTS_MAX).take_while(fits).copied().collect()
 }
 
 fn tell(on_output: &mut Option<OnOutput>, bytes: &[u8]) {

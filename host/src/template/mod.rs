@@ -118,10 +118,20 @@ impl Template {
         let recorder = Recorder::new();
         recorder.note("start");
         let place = self.place(place).await?;
-        let mut config = self.store.config(&self.record, false).map_err(failed)?;
-        config.forkable = is_forkable;
+        let config = self.store.config(&self.record, false).map_err(failed)?;
+        let config = VmmConfig { forkable: is_forkable, ..config };
         // Read while the monitor starts.
-        let workspace = self.workspace();
+        self.start_as(config, &place, self.workspace(), recorder).await
+    }
+
+    /// Starts a sandbox as `config` has it.
+    async fn start_as(
+        &self,
+        mut config: VmmConfig,
+        place: &Place,
+        workspace: Loading,
+        recorder: Recorder,
+    ) -> Result<Sandbox, Error> {
         let made_of = config.clone();
         let run_dir = new_run_dir()?;
         let socket = run_dir.socket();
@@ -134,7 +144,7 @@ impl Template {
         // It makes its socket itself, on the way to running.
         let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
         ready.map_err(|end| Error::VmEnded { during: "starting a sandbox of a template", end })?;
-        let made = Arc::new(self.made(&place, made_of, workspace.loaded().await?));
+        let made = Arc::new(self.made(place, made_of, workspace.loaded().await?));
         Sandbox::resume(monitor, listener, made, recorder, run_dir).await
     }
 

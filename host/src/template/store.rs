@@ -139,6 +139,9 @@ pub struct Record {
     pub memory_bytes: u64,
     /// How long its guest stood still to be copied.
     pub pause: Pause,
+    /// The guest memory that a fork writes to first, as one was seen to: guest-physical address and length of each part.
+    #[serde(default)]
+    pub working_set: Vec<(u64, u64)>,
     /// The files of its disks.
     pub foundations: Vec<Foundation>,
 }
@@ -251,13 +254,7 @@ impl Store {
                 return Err(changed("has changed since".to_owned()));
             }
         }
-        let files = files(&dir, &record.config);
-        let mut layers = files.layers.into_iter();
-        let layers = record.config.disks.iter().map(|disk| if disk.is_writable() { layers.next() } else { None });
-        let restore = Restore { state: files.state, memory: files.memory, layers: layers.collect(), resident };
-        let mut config = record.config.clone();
-        config.disks.iter_mut().for_each(|disk| disk.path = dir.join(&disk.path));
-        Ok(VmmConfig { kernel: None, initramfs: None, restore: Some(restore), ..config })
+        Ok(machine(&dir, record, resident))
     }
 
     /// What was packed for the workspace of a template, if it has one.
@@ -273,6 +270,17 @@ impl Store {
         let damaged = |error| StoreError::Damaged { name: record.name.clone(), problem: chain(&error) };
         loaded.map(Some).map_err(damaged)
     }
+}
+
+/// The machine of a template whose files lie in `dir`.
+fn machine(dir: &Path, record: &Record, resident: bool) -> VmmConfig {
+    let SnapshotFiles { state, memory, layers } = files(dir, &record.config);
+    let mut layers = layers.into_iter();
+    let layers = record.config.disks.iter().map(|disk| if disk.is_writable() { layers.next() } else { None }).collect();
+    let restore = Restore { state, memory, layers, resident, working_set: record.working_set.clone() };
+    let mut config = record.config.clone();
+    config.disks.iter_mut().for_each(|disk| disk.path = dir.join(&disk.path));
+    VmmConfig { kernel: None, initramfs: None, restore: Some(restore), ..config }
 }
 
 /// The files of a snapshot of such a machine in `dir`.
@@ -294,6 +302,12 @@ impl Draft {
     #[must_use]
     pub fn files(&self, config: &VmmConfig) -> SnapshotFiles {
         files(self.staging.path(), config)
+    }
+
+    /// The machine of `record` as it is in the draft.
+    #[must_use]
+    pub fn config(&self, record: &Record) -> VmmConfig {
+        machine(self.staging.path(), record, false)
     }
 
     /// Where the packed workspace goes.

@@ -261,6 +261,29 @@ fn a_snapshot_in_place_of_a_kernel_is_accepted() {
 }
 
 #[test]
+fn a_working_set_is_whole_pages_and_few_enough() {
+    let with = |parts: Value| {
+        let mut fixture = restored();
+        fixture.doc["restore"]["working_set"] = parts;
+        fixture
+    };
+    let config = with(json!([[4096, 8192], [0, 4096]])).check().unwrap();
+    assert_eq!(config.working_set(), [(4096, 8192), (0, 4096)]);
+    assert!(restored().check().unwrap().working_set().is_empty());
+    assert!(Fixture::new().check().unwrap().working_set().is_empty());
+    for bad in [[1, 4096], [4096, 1], [4096, 0]] {
+        let text = with(json!([[0, 4096], bad])).refused("restore.working_set[1]");
+        assert!(text.contains("whole pages"), "{text}");
+    }
+    let parts = |count| json!(vec![[4096, 4096]; count]);
+    assert!(with(parts(WORKING_SET_PARTS_MAX)).check().is_ok());
+    assert!(with(parts(WORKING_SET_PARTS_MAX + 1)).refused("restore.working_set").contains("2049 parts"));
+    assert!(with(json!([[0, WORKING_SET_MAX_BYTES]])).check().is_ok());
+    with(json!([[0, WORKING_SET_MAX_BYTES], [0, 4096]])).refused("restore.working_set");
+    with(json!([[0, u64::MAX - 4095], [0, u64::MAX - 4095]])).refused("restore.working_set");
+}
+
+#[test]
 fn a_kernel_and_a_snapshot_or_neither_are_refused_by_both_names() {
     let fixture = restored();
     let kernel = fixture.kernel.path().to_owned();

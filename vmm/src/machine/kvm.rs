@@ -9,14 +9,16 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_msr_entry, kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_cpuid_entry2, kvm_msr_entry,
+    kvm_userspace_memory_region,
 };
 use kvm_bindings::{Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::memory::GuestRam;
+use crate::config::WORKING_SET_PARTS_MAX;
+use crate::memory::{self, GuestRam};
 use crate::sys;
 
 use super::bus::WINDOWS_START;
@@ -148,14 +150,15 @@ impl Host {
         state::msr_list(&self.0, extra)
     }
 
-    /// Makes a VM over `ram`, with interrupt controllers. Reads of the device windows find `pages`.
+    /// Makes a VM over `ram`, with interrupt controllers. Reads of the device windows find `pages`. With `track_writes`
+    /// KVM keeps a log of the pages that the guest writes to, for [`Machine::written`].
     ///
     /// # Errors
     /// [`KvmError::Step`].
-    pub fn create(&self, ram: &GuestRam, pages: Option<ReadPages>) -> Result<Machine, KvmError> {
+    pub fn create(&self, ram: &GuestRam, pages: Option<ReadPages>, track_writes: bool) -> Result<Machine, KvmError> {
         let vm = self.0.create_vm().map_err(step("creating a VM"))?;
         for (slot, region) in (0..).zip(ram.iter()) {
-            add_slot(&vm, slot, region)?;
+            add_slot(&vm, slot, region, if track_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })?;
         }
         if let Some(pages) = &pages {
             add_pages(&vm, u32::try_from(ram.num_regions()).unwrap_or(u32::MAX), pages)?;
@@ -164,7 +167,8 @@ impl Host {
         let tss = usize::try_from(TSS_START).unwrap_or(usize::MAX);
         vm.set_tss_address(tss).map_err(step("placing the task state"))?;
         vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
-        Ok(Machine { vm, _pages: pages })
+        let tracked = (0..).zip(ram.iter()).map(|(slot, region)| (slot, region.start_addr().0, region.len()));
+        Ok(Machine { vm, tracked: tracked.filter(|_| track_writes).collect(), _pages: pages })
     }
 }
 
@@ -198,13 +202,13 @@ fn classify_open(source: io::Error) -> KvmError {
 }
 
 #[expect(unsafe_code, reason = "KVM is given the address of guest memory")]
-fn add_slot(vm: &VmFd, slot: u32, region: &impl GuestMemoryRegion) -> Result<(), KvmError> {
+fn add_slot(vm: &VmFd, slot: u32, region: &impl GuestMemoryRegion, flags: u32) -> Result<(), KvmError> {
     let userspace_addr = region
         .get_host_address(vm_memory::MemoryRegionAddress(0))
         .map_err(|e| KvmError::Step { step: "finding guest memory", source: io::Error::other(e) })?;
     let slot = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: region.start_addr().0,
         memory_size: region.len(),
         userspace_addr: userspace_addr.addr() as u64,
@@ -233,11 +237,26 @@ fn add_pages(vm: &VmFd, slot: u32, pages: &ReadPages) -> Result<(), KvmError> {
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
+    /// Slot, guest-physical address and length in bytes of the memory whose writes are logged.
+    tracked: Vec<(u32, u64, u64)>,
     /// Mapped as long as the VM lives: closed after it.
     _pages: Option<ReadPages>,
 }
 
 impl Machine {
+    /// The memory that the guest has written to since the last time, if that is logged: guest-physical address and length of
+    /// each part, ascending, at most [`WORKING_SET_PARTS_MAX`] of them. The lower ones, where there are more; none of a
+    /// region whose log KVM does not give.
+    pub fn written(&self) -> Vec<(u64, u64)> {
+        let mut parts = Vec::new();
+        for (slot, start, len_bytes) in &self.tracked {
+            let log = usize::try_from(*len_bytes).ok().and_then(|len| self.vm.get_dirty_log(*slot, len).ok());
+            parts.extend(memory::runs(&log.unwrap_or_default()).map(|(at, len)| (start + at, len)));
+        }
+        parts.truncate(WORKING_SET_PARTS_MAX);
+        parts
+    }
+
     /// A vCPU whose mapping is no twin's: it would keep this VM alive for as long as the twin lives.
     fn new_vcpu(&self, index: u8) -> Result<VcpuFd, KvmError> {
         let mut vcpu = self.vm.create_vcpu(u64::from(index)).map_err(step("creating a vCPU"))?;

@@ -28,11 +28,23 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn collect(cause: Cause, stop: Stop, output: &Output, ram: &GuestRam, kernel: (u64, u64)) -> Self {
+    /// `is_silent`: the guest talks to nobody.
+    pub(super) fn collect(
+        (cause, stop): (Cause, Stop),
+        is_silent: bool,
+        output: &Output,
+        ram: &GuestRam,
+        kernel: (u64, u64),
+    ) -> Self {
         let panicked = postmortem::panicked(ram);
         let mut lines = output.tail(TAIL_LINES);
-        // An orderly end needs no inquest.
-        if lines.is_empty() && (panicked || stop != Stop::Reset) {
+        // An orderly end needs no inquest, which reads through a kernel's memory.
+        let is_orderly = match stop {
+            Stop::Reset => true,
+            Stop::Asked | Stop::Paused => !is_silent,
+            Stop::Shutdown | Stop::Failed(_) => false,
+        };
+        if lines.is_empty() && (panicked || !is_orderly) {
             lines = postmortem::kernel_log(ram, kernel.0, kernel.1);
         }
         Self { cause, stop, panicked, lines }
@@ -53,7 +65,7 @@ impl Evidence {
         };
         let skip = self.lines.len().saturating_sub(TAIL_LINES);
         let console_tail = self.lines.into_iter().skip(skip).collect();
-        Ending { reason, detail, console_tail, exits }
+        Ending { reason, detail, console_tail, exits, written: Vec::new() }
     }
 }
 

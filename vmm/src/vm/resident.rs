@@ -190,5 +190,6 @@ fn released() -> Ending {
         detail: "released by its host".to_owned(),
         console_tail: Vec::new(),
         exits: ExitCounts::default(),
+        written: Vec::new(),
     }
 }

@@ -66,6 +66,14 @@ pub enum RestoreError {
         #[source]
         source: MemoryError,
     },
+    /// What it is said to write first is none of its memory.
+    #[error("restoring a snapshot: restore.working_set has {len_bytes} bytes at {start:#x}, which are no guest memory")]
+    WorkingSet {
+        /// Guest-physical address.
+        start: u64,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
     /// A disk cannot be opened.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -102,6 +110,9 @@ impl AtRest {
         let fill = if restore.is_resident() && config.huge_pages() { memory::copy_file } else { memory::map_file };
         let ram = fill(&memory, state.mem_bytes);
         let ram = ram.map_err(|source| RestoreError::Memory { path: restore.memory().to_owned(), source })?;
+        if let Some((start, len_bytes)) = memory::find_outside(&ram, restore.working_set()) {
+            return Err(RestoreError::WorkingSet { start, len_bytes });
+        }
         let mut layers = Vec::with_capacity(restore.layers().len());
         for path in restore.layers() {
             layers.push(path.as_deref().map(open).transpose()?);

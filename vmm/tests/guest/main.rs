@@ -9,6 +9,7 @@ mod code;
 mod held;
 mod monitor;
 mod snapshot;
+mod working_set;
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};

@@ -39,6 +39,7 @@ impl Rig {
             console: Console::Off,
             extra_msrs: vec![1],
             forkable: true,
+            track_writes: false,
         };
         Record {
             version: VERSION,
@@ -55,6 +56,7 @@ impl Rig {
             workspace: None,
             memory_bytes: 7,
             pause: Pause { pause_us: 3, save_us: 2, fork_us: 1 },
+            working_set: vec![(4096, 8192)],
             foundations: Vec::new(),
         }
     }
@@ -91,6 +93,7 @@ fn the_machine_is_named_with_its_files() {
     assert!(config.kernel.is_none() && config.initramfs.is_none() && restore.resident);
     assert!(restore.state.ends_with("one/state") && restore.memory.ends_with("one/memory"));
     assert!(restore.layers[0].is_none());
+    assert_eq!(restore.working_set, [(4096, 8192)]);
     assert!(restore.layers[1].as_ref().unwrap().ends_with("one/layer0"));
 }
 
