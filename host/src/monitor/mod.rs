@@ -5,11 +5,11 @@
 //! the layers above see one [`Monitor`]: streams to and from guest ports, the moment it ended and why.
 
 pub mod config;
-mod discard;
 pub mod end;
 pub mod events;
 mod native;
 pub mod place;
+mod reach;
 pub mod resident;
 pub mod stream;
 mod twin;
@@ -26,10 +26,10 @@ use crate::orders::OrderError;
 use crate::timeline::Recorder;
 
 pub use config::{Disk, DiskMode, Restore, VmmConfig, Vsock};
-pub use discard::Discarder;
 pub use end::{Cause, End};
 pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};
+pub use reach::Reach;
 pub use resident::{Resident, SnapshotFiles};
 pub use stream::Stream;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A resident: a monitor without a VM, which holds one at rest and makes forks of it.
 //!
-//! It comes from a running VM ([`Monitor::freeze`]) or from the files of a snapshot ([`Place::hold`]). Forks do not
+//! It comes from a running VM ([`Reach::freeze`]) or from the files of a snapshot ([`Place::hold`]). Forks do not
 //! need it any more once they are made.
 
 use std::fs::File;
@@ -16,6 +16,7 @@ use tokio::sync::watch as channel;
 
 use super::native;
 use super::place::{Remote, emulated, line};
+use super::reach::{Reach, Way};
 use super::twin::Twin;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{Dialer, End, Life, Monitor, MonitorError, Place, VmmConfig};
@@ -80,7 +81,7 @@ pub(super) fn unexpected(action: &'static str, answer: &Answer) -> MonitorError 
     refused(action)(OrderError::Unexpected { answer: format!("{answer:?}") })
 }
 
-impl Monitor {
+impl Reach {
     /// Has the monitor stand still and twin itself into a resident called `id`; the VM goes on. Its agent must have
     /// brought everything in the guest to a stand before.
     ///
@@ -88,15 +89,15 @@ impl Monitor {
     /// [`MonitorError::Order`] when the monitor refuses, as it does unless it was started to be forked.
     pub async fn freeze(&self, id: &str) -> Result<(Resident, Pause), MonitorError> {
         const ACTION: &str = "freezing the VM";
-        let silent = Recorder::new();
-        if let Life::Remote(remote) = &self.life {
-            let host = remote.host();
-            let (monitor, pause) = host.freeze(remote.id(), id).await.map_err(emulated("freeze a VM"))?;
-            let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, &silent, None);
-            let life = ResidentLife::Remote(remote);
-            return Ok((Resident { place: Place::Emulated(Arc::clone(host)), life, recorder: silent, ended }, pause));
-        }
-        let orders = self.orders().ok_or_else(gone_already(ACTION))?;
+        let (place, silent) = (self.place.clone(), Recorder::new());
+        let orders = match &self.way {
+            Way::Here(orders) => orders,
+            Way::There(host, own_id) => {
+                let (monitor, pause) = host.freeze(own_id, id).await.map_err(emulated("freeze a VM"))?;
+                let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, &silent, None);
+                return Ok((Resident { place, life: ResidentLife::Remote(remote), recorder: silent, ended }, pause));
+            }
+        };
         let (near, far) = orders::streams().map_err(local(ACTION))?;
         let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
         let (pid, pause) = match answer.map_err(refused(ACTION))? {
@@ -105,16 +106,7 @@ impl Monitor {
         };
         let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
         let Heard { ended, .. } = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours, None);
-        let life = ResidentLife::Twin(twin);
-        Ok((Resident { place: self.dialer.place().clone(), life, recorder: silent, ended }, pause))
-    }
-
-    pub(super) fn orders(&self) -> Option<Arc<Orders>> {
-        match &self.life {
-            Life::Native(process) => process.orders(),
-            Life::Twin(twin) => Some(twin.orders()),
-            Life::Remote(_) => None,
-        }
+        Ok((Resident { place, life: ResidentLife::Twin(twin), recorder: silent, ended }, pause))
     }
 }
 

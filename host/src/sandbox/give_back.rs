@@ -5,12 +5,10 @@
 //! The guest's commands stand still meanwhile, as for a fork. The agent takes free memory from its kernel in steps and
 //! holds it; the monitor drops what is held; then the agent lets go, and commands run on.
 
-use std::sync::Arc;
-
 use super::Sandbox;
 use crate::error::Error;
 use crate::link::Link;
-use crate::monitor::Discarder;
+use crate::monitor::Reach;
 
 /// Size of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
@@ -28,28 +26,14 @@ impl Sandbox {
     /// [`Error::Monitor`] for a sandbox in an emulated host; [`Error::Failed`] when the guest cannot be brought to a
     /// stand, or its kernel does not tell where memory is. It goes on in any case.
     pub async fn give_back(&self) -> Result<u64, Error> {
-        let discarder = self.monitor.discarder()?;
-        let link = self.link.clone();
-        let standstill = Arc::clone(&self.standstill);
+        let (link, reach) = (self.link.clone(), self.monitor.reach()?);
         let most_bytes = self.made.config().mem_mib.saturating_mul(1 << 20);
-        // A task of its own: what the agent holds must not be let go while the monitor is dropping it, which is what would
-        // happen if a caller gave up between the two.
-        let given = tokio::spawn(async move {
-            let _turn = standstill.lock().await;
-            link.freeze(false).await?;
-            let given = all(&link, &discarder, most_bytes).await;
-            let thawed = link.thaw().await;
-            let bytes = given?;
-            thawed.map(|()| bytes)
-        });
-        given
-            .await
-            .unwrap_or_else(|error| Err(Error::prepare("memory that goes back", crate::error::Fault::Midge, error)))
+        self.standstill.during(&self.link, async move { all(&link, &reach, most_bytes).await }).await
     }
 }
 
 /// Step by step; a guest that finds more than it has is not believed for ever.
-async fn all(link: &Link, discarder: &Discarder, most_bytes: u64) -> Result<u64, Error> {
+async fn all(link: &Link, reach: &Reach, most_bytes: u64) -> Result<u64, Error> {
     let mut bytes: u64 = 0;
     while bytes < most_bytes {
         let gathered = link.gather().await?;
@@ -66,7 +50,7 @@ async fn all(link: &Link, discarder: &Discarder, most_bytes: u64) -> Result<u64,
         };
         let ranges = gathered.ranges.iter().map(|range| Ok((in_bytes(range.first)?, in_bytes(range.count.into())?)));
         let ranges = ranges.collect::<Result<Vec<_>, Error>>()?;
-        let discarded = discarder.discard(ranges).await?;
+        let discarded = reach.discard(ranges).await?;
         // A step of nothing is no step.
         bytes = bytes.saturating_add(discarded.max(PAGE_BYTES));
     }

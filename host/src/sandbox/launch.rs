@@ -13,6 +13,7 @@ use midge_protocol::READY_PORT;
 
 use super::listing::{Lineage, describe};
 use super::settings::Settings;
+use super::standstill::Standstill;
 use super::twin::Made;
 use super::{Defaults, STOP, Sandbox};
 use crate::error::Error;
@@ -87,7 +88,7 @@ impl Launch {
         match greeted {
             Ok((link, hello)) => {
                 let made = Made { config, limits, hello, defaults, workspace: self.workspace, template: None };
-                let (made, collections, standstill) = (Arc::new(made), AtomicU32::new(0), Arc::default());
+                let (made, collections, standstill) = (Arc::new(made), AtomicU32::new(0), Standstill::default());
                 Ok(Sandbox { monitor, link, made, recorder, collections, standstill, run_dir })
             }
             Err(Error::BootTimeout { limit_ms, .. }) => {

@@ -23,6 +23,7 @@ mod launch;
 pub(crate) mod listing;
 mod prepare;
 pub mod settings;
+mod standstill;
 pub mod twin;
 mod workspace;
 
@@ -47,6 +48,7 @@ use crate::link::Link;
 use crate::monitor::{End, Monitor};
 use crate::run_dir::RunDir;
 use crate::timeline::{Recorder, Timeline};
+use standstill::Standstill;
 use twin::Made;
 
 /// How long a guest may take to write everything out and reset itself.
@@ -65,8 +67,7 @@ pub struct Sandbox {
     made: Arc<Made>,
     recorder: Recorder,
     collections: AtomicU32,
-    /// Who brings the guest to a stand waits for whoever does so already.
-    standstill: Arc<tokio::sync::Mutex<()>>,
+    standstill: Standstill,
     run_dir: RunDir,
 }
 

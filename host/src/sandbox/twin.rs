@@ -13,6 +13,7 @@ use midge_protocol::{Hello, READY_PORT};
 
 use super::listing::{Lineage, describe};
 use super::settings::Settings;
+use super::standstill::Standstill;
 use super::{Defaults, Sandbox, launch};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
@@ -94,6 +95,8 @@ impl Sandbox {
     /// can be taken over there with [`Sandbox::attach`] if it was started with
     /// [`Exec::replay`](crate::exec::Exec::replay).
     ///
+    /// A caller that gives up gets no copies; the sandbox goes on all the same.
+    ///
     /// A program that keeps random numbers of its own in memory, beside the kernel's, repeats them in its copies.
     ///
     /// # Errors
@@ -117,21 +120,14 @@ impl Sandbox {
     }
 
     async fn freeze_and_go_on(&self) -> Result<(Resident, Pause), Error> {
-        let _turn = self.standstill.lock().await;
-        self.link.freeze(false).await?;
-        let frozen = self.monitor.freeze(&new_id()).await;
-        // Whatever came of it, the guest goes on.
-        let thawed = self.link.thaw().await;
-        let resident = frozen?;
-        thawed?;
-        Ok(resident)
+        let reach = self.monitor.reach()?;
+        self.standstill.during(&self.link, async move { Ok(reach.freeze(&new_id()).await?) }).await
     }
 
     /// Brings everything in the guest to a stand and copies it; the sandbox does not go on.
     pub(crate) async fn freeze_for_good(&self, id: &str) -> Result<(Resident, Pause), Error> {
-        let _turn = self.standstill.lock().await;
-        self.link.freeze(true).await?;
-        Ok(self.monitor.freeze(id).await?)
+        let reach = self.monitor.reach()?;
+        self.standstill.for_good(&self.link, async { Ok(reach.freeze(id).await?) }).await
     }
 
     /// What its forks have in common with it.
@@ -167,7 +163,15 @@ impl Sandbox {
         let identity = Identity::random(run_dir.id());
         let (dialer, ended) = (monitor.dialer(), monitor.watch_end());
         let link = Link::resume(dialer, Some(listener), ended, identity, made.limits, recorder.clone()).await?;
-        Ok(Self { monitor, link, made, recorder, collections: AtomicU32::new(0), standstill: Arc::default(), run_dir })
+        Ok(Self {
+            monitor,
+            link,
+            made,
+            recorder,
+            collections: AtomicU32::new(0),
+            standstill: Standstill::default(),
+            run_dir,
+        })
     }
 }
 

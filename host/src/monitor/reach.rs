@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How orders reach a monitor whose VM runs, wherever it is; and the order to drop guest memory.
+
+use std::io;
+use std::sync::Arc;
+
+use super::resident::{refused, unexpected};
+use super::{Life, Monitor, MonitorError};
+use crate::emulated::EmulatedHost;
+use crate::orders::{Answer, Order, Orders, PROMPT};
+
+/// What gives one monitor orders. It does not borrow the monitor, nor keep it alive.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    pub(super) place: super::Place,
+    pub(super) way: Way,
+}
+
+/// Where the monitor is.
+#[derive(Debug, Clone)]
+pub(super) enum Way {
+    /// A process of this machine.
+    Here(Arc<Orders>),
+    /// On an emulated host, under this name.
+    There(Arc<EmulatedHost>, String),
+}
+
+impl Monitor {
+    /// What gives it orders.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when it takes none, or has been told to end.
+    pub fn reach(&self) -> Result<Reach, MonitorError> {
+        let orders = match &self.life {
+            Life::Native(process) => process.orders(),
+            Life::Twin(twin) => Some(twin.orders()),
+            Life::Remote(remote) => {
+                let way = Way::There(Arc::clone(remote.host()), remote.id().to_owned());
+                return Ok(Reach { place: self.dialer.place().clone(), way });
+            }
+        };
+        let gone = || refused("giving the monitor an order")(io::Error::from(io::ErrorKind::NotConnected).into());
+        Ok(Reach { place: self.dialer.place().clone(), way: Way::Here(orders.ok_or_else(gone)?) })
+    }
+}
+
+impl Reach {
+    /// Has it drop these guest-physical ranges (start, length in bytes). They are a guest's claim, which the monitor checks.
+    /// Returns how many bytes it has dropped.
+    ///
+    /// # Errors
+    /// [`MonitorError::Order`] when it refuses; then it has dropped nothing, unless this machine failed it in the middle.
+    pub async fn discard(&self, ranges: Vec<(u64, u64)>) -> Result<u64, MonitorError> {
+        const ACTION: &str = "giving guest memory back";
+        let orders = match &self.way {
+            Way::Here(orders) => orders,
+            Way::There(..) => {
+                let why = "the memory of an emulated host is not this machine's to take back";
+                return Err(refused(ACTION)(io::Error::other(why).into()));
+            }
+        };
+        match orders.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused(ACTION))? {
+            Answer::Discarded { bytes } => Ok(bytes),
+            other => Err(unexpected(ACTION, &other)),
+        }
+    }
+}
