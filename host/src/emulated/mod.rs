@@ -172,7 +172,7 @@ pub struct RemoteMonitor {
     pub stderr: DuplexStream,
     /// Its end; closed without a value when the emulated host went away.
     pub status: oneshot::Receiver<ExitStatus>,
-    /// Its stdin; dropping it stops the monitor.
+    /// Dropping it stops the monitor.
     pub lifeline: OwnedWriteHalf,
 }
 
@@ -234,11 +234,11 @@ impl EmulatedHost {
     ///
     /// # Errors
     /// [`EmulatedError::Config`], [`EmulatedError::Refused`], or the emulated host is gone.
-    pub async fn spawn(&self, id: &str, config_json: &str, orders: bool) -> Result<RemoteMonitor, EmulatedError> {
+    pub async fn spawn(&self, id: &str, config_json: &str) -> Result<RemoteMonitor, EmulatedError> {
         let bad = |problem: String| EmulatedError::Config { problem };
         let mut config = serde_json::from_str(config_json).map_err(|err| bad(err.to_string()))?;
         wire::relocate(&mut config, id).map_err(bad)?;
-        let connection = self.ask(Op::Spawn { id: id.to_owned(), config, orders }, "starting a monitor").await?;
+        let connection = self.ask(Op::Spawn { id: id.to_owned(), config }, "starting a monitor").await?;
         Ok(follow(connection))
     }
 

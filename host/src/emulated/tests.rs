@@ -47,6 +47,15 @@ async fn refusal_is_told_with_its_reason() {
 }
 
 #[tokio::test]
+async fn dropped_memory_is_told_in_bytes() {
+    for (answer, bytes) in [(&b"OK\n8192\n"[..], Some(8192)), (b"OK\nmany\n", None), (b"ERR no\n", None)] {
+        let address = outpost("discard", answer).await;
+        let host = EmulatedHost { own: None, address, token: "t".into(), boot_ms: 0 };
+        assert_eq!(host.discard("a", vec![(0, 4096), (8192, 4096)]).await.ok(), bytes);
+    }
+}
+
+#[tokio::test]
 async fn hanging_up_and_endless_answers_are_errors() {
     let line = request("t", Op::Hold);
     let listener = Listener::bind("127.0.0.1:0").await.unwrap();

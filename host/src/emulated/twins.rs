@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Freezing, forking and saving on an emulated host: what `crate::monitor::resident` does natively, asked for across.
+//! Orders to monitors on an emulated host, to freeze, fork, save and drop memory: what `crate::monitor` does natively, asked for across.
 
 use std::path::PathBuf;
 
@@ -29,6 +29,17 @@ impl EmulatedHost {
     pub async fn fork(&self, resident: &str, id: &str) -> Result<RemoteMonitor, EmulatedError> {
         let op = Op::Fork { resident: resident.to_owned(), id: id.to_owned() };
         Ok(follow(self.ask(op, "forking a VM").await?))
+    }
+
+    /// Has the monitor of `id` drop these guest-physical ranges; returns how many bytes it has dropped.
+    ///
+    /// # Errors
+    /// [`EmulatedError::Refused`] with the monitor's reason, or the emulated host is gone.
+    pub async fn discard(&self, id: &str, ranges: Vec<(u64, u64)>) -> Result<u64, EmulatedError> {
+        const DOING: &str = "dropping guest memory";
+        let mut connection = self.ask(Op::Discard { id: id.to_owned(), ranges }, DOING).await?;
+        let bytes = connection.answer().await.and_then(|line| Ok(serde_json::from_str(&line)?));
+        bytes.map_err(|source| io_error(DOING, source))
     }
 
     /// Brings what a resident holds into new files: state, memory, layers. Returns the bytes of memory that were not

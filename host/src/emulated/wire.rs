@@ -7,9 +7,10 @@
 //! | request | from here | from the outpost |
 //! | --- | --- | --- |
 //! | `hold` | nothing; when it closes, the emulated host powers off | nothing |
-//! | `spawn` | bytes for the monitor's stdin | lines: `E` and an event, `S` and a line of stderr, last `X` and the wait status |
+//! | `spawn` | nothing; when it closes, the monitor ends | lines: `E` and an event, `S` and a line of stderr, last `X` and the wait status |
 //! | `freeze`, `fork` | nothing; when it closes, the process that was made ends | the answer as JSON, then as `spawn` without the `X` |
 //! | `save` | nothing | the answer as JSON, then the files, each as extents: `u64` offset, `u32` bytes, these; last the length and 0 |
+//! | `discard` | nothing | the answer as JSON |
 //! | `connect` | the stream's bytes | the stream's bytes |
 //! | `listen` | the stream's bytes, after `OK` | `BOUND` at once, `OK` when the guest has connected, then the stream's bytes |
 //! | `signal` | nothing | nothing |
@@ -56,11 +57,8 @@ pub(super) enum Op {
         id: String,
         /// Its configuration, with paths as the emulated host sees them.
         config: Value,
-        /// Whether it takes orders.
-        #[serde(default)]
-        orders: bool,
     },
-    /// Have a monitor that takes orders twin itself into a resident.
+    /// Have a monitor twin itself into a resident.
     Freeze {
         /// The sandbox.
         id: String,
@@ -80,6 +78,13 @@ pub(super) enum Op {
         resident: String,
         /// How many layers its disks have.
         layers: usize,
+    },
+    /// Have a monitor drop guest memory.
+    Discard {
+        /// The sandbox.
+        id: String,
+        /// Guest-physical address and length of each part, in bytes, whole pages.
+        ranges: Vec<(u64, u64)>,
     },
     /// Open a stream to a port of a guest.
     Connect {

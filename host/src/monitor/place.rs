@@ -112,7 +112,7 @@ impl Place {
                 let start = "start a monitor";
                 let line =
                     line(config).map_err(|source| MonitorError::Emulated { action: start, source: source.into() })?;
-                let monitor = host.spawn(id, &line, config.forkable).await.map_err(emulated(start))?;
+                let monitor = host.spawn(id, &line).await.map_err(emulated(start))?;
                 let (remote, heard) = Remote::new(host, id, monitor, recorder, console);
                 (Life::Remote(remote), heard)
             }

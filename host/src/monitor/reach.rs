@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::place::emulated;
 use super::resident::{refused, unexpected};
 use super::{Life, Monitor, MonitorError};
 use crate::emulated::EmulatedHost;
@@ -49,15 +50,12 @@ impl Reach {
     /// Returns how many bytes it has dropped.
     ///
     /// # Errors
-    /// [`MonitorError::Order`] when it refuses; then it has dropped nothing, unless this machine failed it in the middle.
+    /// [`MonitorError::Order`], or [`MonitorError::Emulated`] there, when it refuses; then it has dropped nothing, unless its host failed it in the middle.
     pub async fn discard(&self, ranges: Vec<(u64, u64)>) -> Result<u64, MonitorError> {
         const ACTION: &str = "giving guest memory back";
         let orders = match &self.way {
             Way::Here(orders) => orders,
-            Way::There(..) => {
-                let why = "the memory of an emulated host is not this machine's to take back";
-                return Err(refused(ACTION)(io::Error::other(why).into()));
-            }
+            Way::There(host, id) => return host.discard(id, ranges).await.map_err(emulated("drop guest memory")),
         };
         match orders.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused(ACTION))? {
             Answer::Discarded { bytes } => Ok(bytes),

@@ -128,7 +128,7 @@ impl Place {
             Self::Emulated(host) => {
                 let text = line(config)
                     .map_err(|source| MonitorError::Emulated { action: "start a resident", source: source.into() })?;
-                let monitor = host.spawn(id, &text, true).await.map_err(emulated("start a resident"))?;
+                let monitor = host.spawn(id, &text).await.map_err(emulated("start a resident"))?;
                 let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, recorder, None);
                 let life = ResidentLife::Remote(remote);
                 Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })

@@ -15,7 +15,8 @@ const PAGE_BYTES: u64 = 4096;
 const DURING: &str = "giving free memory back";
 
 impl Sandbox {
-    /// Gives memory that the guest does not use, its clean caches included, back to this machine; returns how many bytes
+    /// Gives memory that the guest does not use, its clean caches included, back to this machine, or to the emulated host that it
+    /// runs in; returns how many bytes
     /// the agent found. The guest gets pages again as it needs them. Its commands stand still meanwhile: about as long as
     /// it takes to write that much memory. Once begun it goes to its end, even if nobody waits for it any more.
     ///
@@ -23,7 +24,7 @@ impl Sandbox {
     /// host's kernel keeps that part until it is short of memory.
     ///
     /// # Errors
-    /// [`Error::Monitor`] for a sandbox in an emulated host; [`Error::Failed`] when the guest cannot be brought to a
+    /// [`Error::Monitor`] when the monitor refuses; [`Error::Failed`] when the guest cannot be brought to a
     /// stand, or its kernel does not tell where memory is. It goes on in any case.
     pub async fn give_back(&self) -> Result<u64, Error> {
         let (link, reach) = (self.link.clone(), self.monitor.reach()?);

@@ -26,7 +26,7 @@ pub(super) struct Guests {
 struct Guest {
     /// Its monitor, once spawned.
     pid: Option<Pid>,
-    /// Where its monitor takes orders, if it does.
+    /// Where its monitor takes orders, once spawned.
     orders: Option<Rc<Orders>>,
     listeners: HashMap<u32, Rc<UnixListener>>,
 }
@@ -41,18 +41,18 @@ impl Guests {
     }
 
     /// Notes the monitor of a prepared sandbox.
-    pub(super) fn started(&self, id: &str, pid: Option<u32>, orders: Option<Rc<Orders>>) {
+    pub(super) fn started(&self, id: &str, pid: Option<u32>, orders: Rc<Orders>) {
         let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let mut guests = self.by_id.borrow_mut();
         let guest = guests.entry(id.to_owned()).or_default();
         guest.pid = pid;
-        guest.orders = orders;
+        guest.orders = Some(orders);
     }
 
     /// Where the monitor of a sandbox takes orders.
     pub(super) fn orders(&self, id: &str) -> io::Result<Rc<Orders>> {
         let orders = self.by_id.borrow().get(id).and_then(|guest| guest.orders.clone());
-        orders.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no monitor {id:?} takes orders")))
+        orders.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))
     }
 
     /// Forgets a sandbox, its sockets and its files.
@@ -157,11 +157,16 @@ mod tests {
         assert_eq!(zombies(proc.path()), [Pid::from_raw(7).unwrap()]);
     }
 
-    #[test]
-    fn sandbox_that_does_not_run_cannot_be_signalled() {
+    /// To nobody.
+    fn orders() -> Rc<Orders> {
+        Rc::new(Orders::pair().unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn sandbox_that_does_not_run_cannot_be_signalled() {
         let guests = Guests::default();
         assert_eq!(guests.signal("a", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
-        guests.started("a", Some(std::process::id()), None);
+        guests.started("a", Some(std::process::id()), orders());
         assert_eq!(guests.signal("a", 0xffff).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
@@ -174,19 +179,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn monitors_are_no_orphans() {
+    #[tokio::test]
+    async fn monitors_are_no_orphans() {
         let guests = Guests::default();
-        guests.started("a", Some(7), None);
+        guests.started("a", Some(7), orders());
         assert!(guests.is_monitor(Pid::from_raw(7).unwrap()) && !guests.is_monitor(Pid::from_raw(8).unwrap()));
         guests.ended("a");
         assert!(!guests.is_monitor(Pid::from_raw(7).unwrap()));
     }
 
-    #[test]
-    fn running_sandbox_is_not_prepared_twice() {
+    #[tokio::test]
+    async fn running_sandbox_is_not_prepared_twice() {
         let guests = Guests::default();
-        guests.started("a", Some(1), None);
+        guests.started("a", Some(1), orders());
         assert_eq!(guests.prepare("a").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::super::extents;
@@ -33,57 +33,37 @@ const LINES_WAITING: usize = 64;
 /// The monitor, in the initramfs.
 const MONITOR: &str = "/midge-vmm";
 
-/// What a monitor ends with.
-enum Lifeline {
-    Pipe(ChildStdin),
-    Orders(Rc<Orders>),
-}
-
-impl Lifeline {
-    /// Lasts as long as whoever asked for the monitor does.
-    async fn hold(self, mut reader: Reader) {
-        match self {
-            Self::Pipe(mut stdin) => {
-                let _ = tokio::io::copy_buf(&mut reader, &mut stdin).await;
-            }
-            Self::Orders(orders) => {
-                let _ = tokio::io::copy_buf(&mut reader, &mut tokio::io::sink()).await;
-                orders.close();
-            }
-        }
-    }
+/// Keeps a monitor alive for as long as whoever asked for it is there.
+async fn hold(orders: Rc<Orders>, mut reader: Reader) {
+    let _ = tokio::io::copy_buf(&mut reader, &mut tokio::io::sink()).await;
+    orders.close();
 }
 
 /// Starts a monitor; the conversation ends with its wait status.
 pub(super) async fn spawn(
     id: &str,
     config: &Value,
-    takes_orders: bool,
     reader: Reader,
     writer: &mut OwnedWriteHalf,
     outpost: &Outpost,
 ) -> io::Result<()> {
     outpost.guests.prepare(id)?;
-    let (mut child, orders) = start(MONITOR, takes_orders).inspect_err(|_| outpost.guests.ended(id))?;
+    let (child, orders) = start(&mut Command::new(MONITOR)).inspect_err(|_| outpost.guests.ended(id))?;
     // Before anything is waited for: its end must never look like an orphan's.
-    outpost.guests.started(id, child.id(), orders.clone());
-    let lifeline = configure(&mut child, orders, config).await;
+    outpost.guests.started(id, child.id(), Rc::clone(&orders));
+    // A monitor that refuses its configuration may have ended already; its own words say why.
+    let _ = orders.configure(&format!("{config}\n"));
     let _ = writer.write_all(b"OK\n").await;
-    let status = watch(child, lifeline, reader, writer).await;
+    let status = watch(child, orders, reader, writer).await;
     outpost.guests.ended(id);
     let _ = writer.write_all(format!("X {status}\n").as_bytes()).await;
     Ok(())
 }
 
 /// Starts the program, which waits for its configuration.
-fn start(program: &str, takes_orders: bool) -> io::Result<(Child, Option<Rc<Orders>>)> {
-    let (orders, stdin) = if takes_orders {
-        let (orders, far) = Orders::pair()?;
-        (Some(Rc::new(orders)), Stdio::from(far))
-    } else {
-        (None, Stdio::piped())
-    };
-    let child = Command::new(program)
+fn start(program: &mut Command) -> io::Result<(Child, Rc<Orders>)> {
+    let (orders, stdin) = Orders::pair()?;
+    let child = program
         .args(["--config", "-"])
         .env_clear()
         .current_dir("/")
@@ -93,30 +73,13 @@ fn start(program: &str, takes_orders: bool) -> io::Result<(Child, Option<Rc<Orde
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    Ok((child, orders))
-}
-
-/// Hands a monitor its configuration; what is left of its input is its lifeline.
-async fn configure(child: &mut Child, orders: Option<Rc<Orders>>, config: &Value) -> Option<Lifeline> {
-    let text = format!("{config}\n");
-    // A monitor that refuses its configuration may have ended already; its own words say why.
-    if let Some(orders) = orders {
-        let _ = orders.configure(&text);
-        return Some(Lifeline::Orders(orders));
-    }
-    let mut stdin = child.stdin.take()?;
-    let _ = stdin.write_all(text.as_bytes()).await;
-    Some(Lifeline::Pipe(stdin))
+    Ok((child, Rc::new(orders)))
 }
 
 /// Passes a monitor's output on until it has ended; returns its wait status. One that goes on without its lifeline, or
 /// without its outputs, is killed.
-async fn watch(mut child: Child, lifeline: Option<Lifeline>, reader: Reader, writer: &mut OwnedWriteHalf) -> i32 {
-    let mut lifeline = tokio::task::spawn_local(async {
-        if let Some(lifeline) = lifeline {
-            lifeline.hold(reader).await;
-        }
-    });
+async fn watch(mut child: Child, orders: Rc<Orders>, reader: Reader, writer: &mut OwnedWriteHalf) -> i32 {
+    let mut lifeline = tokio::task::spawn_local(hold(orders, reader));
     let without_lifeline = async {
         let _ = (&mut lifeline).await;
         tokio::time::sleep(LINGER).await;
@@ -181,6 +144,19 @@ async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<(u
     }
 }
 
+/// Has a monitor drop guest memory.
+pub(super) async fn discard(
+    id: &str,
+    ranges: Vec<(u64, u64)>,
+    writer: &mut OwnedWriteHalf,
+    outpost: &Outpost,
+) -> io::Result<()> {
+    match give(outpost, id, &Order::Discard { ranges }, &[]).await? {
+        Answer::Discarded { bytes } => writer.write_all(format!("OK\n{bytes}\n").as_bytes()).await,
+        other => Err(unexpected(&other)),
+    }
+}
+
 async fn give(
     outpost: &Outpost,
     id: &str,
@@ -212,8 +188,8 @@ async fn follow(
     outpost: &Outpost,
 ) -> io::Result<()> {
     let orders = Rc::new(near.orders);
-    outpost.guests.started(id, Some(pid), Some(Rc::clone(&orders)));
-    let lifeline = tokio::task::spawn_local(Lifeline::Orders(orders).hold(reader));
+    outpost.guests.started(id, Some(pid), Rc::clone(&orders));
+    let lifeline = tokio::task::spawn_local(hold(orders, reader));
     pass_output(Some(near.events), Some(near.stderr), writer).await;
     gone(pid).await;
     lifeline.abort();
@@ -318,14 +294,8 @@ mod tests {
     fn watched(script: &str, hang_up: bool, at_once: bool) -> (i32, String) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(at_once).build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let mut child = Command::new("/bin/sh")
-                .args(["-c", script])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let lifeline = configure(&mut child, None, &serde_json::json!({"mem_mib": 64})).await;
+            let (child, orders) = start(Command::new("/bin/sh").args(["-c", script])).unwrap();
+            orders.configure("{\"mem_mib\":64}\n").unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (far, _) = listener.accept().await.unwrap();
@@ -333,7 +303,7 @@ mod tests {
             if hang_up {
                 near.shutdown().await.unwrap();
             }
-            let status = watch(child, lifeline, BufReader::new(reader), &mut writer).await;
+            let status = watch(child, orders, BufReader::new(reader), &mut writer).await;
             drop(writer);
             let mut text = String::new();
             near.read_to_string(&mut text).await.unwrap();
@@ -344,7 +314,8 @@ mod tests {
     #[test]
     fn monitor_gets_its_configuration_and_then_its_lifelines_end() {
         let (status, text) =
-            watched("read line; echo \"$line\"; cat >/dev/null; echo stopped >&2; exit 7", true, false);
+            // The configuration is one datagram.
+            watched("dd bs=64k count=1 2>/dev/null; cat >/dev/null; echo stopped >&2; exit 7", true, false);
         assert_eq!(text, "E {\"mem_mib\":64}\nS stopped\n");
         assert_eq!(status, 7 << 8);
     }

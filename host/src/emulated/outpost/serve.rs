@@ -51,10 +51,11 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin), token: &str) -> 
 async fn perform(op: Op, reader: Reader, writer: &mut OwnedWriteHalf, outpost: &Outpost) -> io::Result<()> {
     match op {
         Op::Hold => hold(reader, writer, outpost).await,
-        Op::Spawn { id, config, orders } => monitors::spawn(&id, &config, orders, reader, writer, outpost).await,
+        Op::Spawn { id, config } => monitors::spawn(&id, &config, reader, writer, outpost).await,
         Op::Freeze { id, resident } => monitors::freeze(&id, &resident, reader, writer, outpost).await,
         Op::Fork { resident, id } => monitors::fork(&resident, &id, reader, writer, outpost).await,
         Op::Save { resident, layers } => monitors::save(&resident, layers, writer, outpost).await,
+        Op::Discard { id, ranges } => monitors::discard(&id, ranges, writer, outpost).await,
         Op::Connect { id, port } => {
             let guest = connect(&socket(&id), port).await?;
             let _ = writer.write_all(b"OK\n").await;

@@ -49,6 +49,12 @@ fn requests_that_cannot_be_read_are_refused_with_a_reason() {
 }
 
 #[test]
+fn an_order_to_a_sandbox_that_does_not_run_is_refused_by_its_name() {
+    let text = answer(b"{\"token\":\"secret\",\"op\":\"discard\",\"id\":\"a\",\"ranges\":[[0,4096]]}\n");
+    assert_eq!(text, "ERR no sandbox \"a\" runs\n");
+}
+
+#[test]
 fn endless_request_line_is_refused_at_the_limit() {
     let text = answer(&vec![b'x'; MAX_REQUEST_BYTES + 1000]);
     assert!(text.starts_with("ERR ") || text.is_empty(), "{text}");
