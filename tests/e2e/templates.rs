@@ -143,9 +143,11 @@ fn workspace_of_a_template_is_in_every_run(context: &Context) {
     let get = |file: &str| std::fs::read_to_string(project.join(file)).unwrap_or_default();
     put("a", "one\n");
     put("b", "two\n");
+    nix::unistd::mkfifo(&project.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("ours");
     let flags = ["--mem", "128", "--disk", "64", "--setup", "cat a > made", "--warm", "cat b; exec sleep 9999"];
     let words = ["template", "create", &name, "--workspace", project.to_str().expect("text")].into_iter().chain(flags);
-    context.midge(words).limit(LIMIT).run().code(0).says(&["two"]);
+    let made = context.midge(words).limit(LIMIT).run().code(0).says(&["note: pipe is a socket, pipe or device", "two"]);
+    assert!(made.stderr.find("note: pipe") < made.stderr.find("two"), "told before a command runs: {made}");
     let run = |flags: &[&str], script: &str| {
         let words = ["run", "--template", &name].into_iter().chain(flags.iter().copied());
         context.midge(words.chain(["--", "sh", "-c", script])).limit(LIMIT).run().code(0)

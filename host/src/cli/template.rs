@@ -11,7 +11,8 @@ use midge::error::Error;
 use midge::progress::Bar;
 use midge::sandbox::Sandbox;
 use midge::template::{Plan, Record, Template};
-use midge::workspace::{PackLimits, printable};
+use midge::workspace::review::notes;
+use midge::workspace::{Notes, PackLimits, printable};
 
 use super::fail::{exit_code, say, tell};
 use super::run;
@@ -141,7 +142,8 @@ fn create(args: CreateArgs) -> u8 {
             let limits = PackLimits { skip_unreadable: args.skip_unreadable, ..PackLimits::default() };
             builder = builder.workspace(dir).pack_limits(limits);
         }
-        let plan = Plan { setup: args.setup, warm: args.warm, on_output: Some(on_output) };
+        let on_packed = Box::new(|packed: &Notes| notes(packed).lines().for_each(say));
+        let plan = Plan { setup: args.setup, warm: args.warm, on_packed: Some(on_packed), on_output: Some(on_output) };
         let template = Template::create(&args.name, builder, plan).await?;
         print_list(std::slice::from_ref(template.record()), false)
     };

@@ -14,6 +14,7 @@ use crate::monitor::{Place, VmmConfig};
 use crate::run_dir::new_id;
 use crate::sandbox::{Builder, Sandbox};
 use crate::timeline::Recorder;
+use crate::workspace::Notes;
 
 /// How far behind the world's the wall clock of a template is. Generators of random numbers that programs keep in
 /// memory renew themselves after a time (OpenSSL's after an hour at most): in every fork it has passed.
@@ -38,6 +39,9 @@ const REHEARSAL_MAX: Duration = Duration::from_secs(10);
 /// Receives what a command of the plan prints.
 pub type OnOutput = Box<dyn FnMut(&[u8]) + Send>;
 
+/// Receives what of a workspace is not in the guest as it is here.
+pub type OnPacked = Box<dyn FnOnce(&Notes) + Send>;
+
 /// What is done in a template before it is kept.
 #[derive(Default)]
 pub struct Plan {
@@ -46,6 +50,8 @@ pub struct Plan {
     /// A shell command that runs in every fork from then on, as the sandbox's user. It counts as ready when it has
     /// printed a line; until a fork is somebody of its own it stands still.
     pub warm: Option<String>,
+    /// Told what was noticed when the workspace was packed, before a command runs.
+    pub on_packed: Option<OnPacked>,
     /// Told what `setup` prints, and the first line of `warm`.
     pub on_output: Option<OnOutput>,
 }
@@ -68,6 +74,9 @@ impl Template {
         let draft = store.begin(name).map_err(failed)?;
         let image = builder.image_name();
         let sandbox = builder.for_template(BEHIND, draft.workspace_image())?.start().await?;
+        if let (Some(on_packed), Some(workspace)) = (plan.on_packed.take(), sandbox.workspace()) {
+            on_packed(&workspace.manifest().notes);
+        }
         if let Some(command) = &plan.setup {
             set_up(&sandbox, command, &mut plan.on_output).await?;
         }

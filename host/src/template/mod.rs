@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use midge_protocol::{Hello, NEWEST_VERSION, OLDEST_VERSION, READY_PORT};
 
-pub use create::{OnOutput, Plan};
+pub use create::{OnOutput, OnPacked, Plan};
 pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;

@@ -32,7 +32,7 @@ pub(crate) mod fixture;
 pub use apply::{ApplyOptions, ApplyReport};
 pub use changes::{Change, ChangeKind, ChangeSet};
 pub use diff::DiffOptions;
-pub use manifest::{Manifest, Note, NoteKind};
+pub use manifest::{Manifest, Note, NoteKind, Notes};
 pub use pack::{PackLimits, pack};
 pub use path::{RelPath, printable};
 pub use spool::{GuestEntry, GuestKind, Spool, SpoolLimits};
