@@ -167,6 +167,11 @@ pub enum Error {
     },
 }
 
+/// What goes on while a monitor reads the files of a template: what it refuses then is the template.
+pub(crate) const STARTING: &str = "starting a sandbox of a template";
+pub(crate) const HOLDING: &str = "bringing a template into memory";
+const OF_A_TEMPLATE: [&str; 2] = [STARTING, HOLDING];
+
 impl Error {
     /// Wraps what went wrong while something was being prepared.
     pub fn prepare(
@@ -189,9 +194,10 @@ impl Error {
             Self::Prepare { fault, .. } => *fault,
             Self::RunDir(_) | Self::Local { .. } => Fault::Host,
             Self::Monitor(_) => Fault::Host,
-            Self::VmEnded { end, .. } => match end.cause {
+            Self::VmEnded { during, end } => match end.cause {
                 _ if end.is_guests_doing() => Fault::Guest,
                 Cause::Stopped => Fault::User,
+                Cause::Config if OF_A_TEMPLATE.contains(during) => Fault::User,
                 Cause::Config => Fault::Midge,
                 _ => Fault::Host,
             },
@@ -212,7 +218,10 @@ impl Error {
             Self::BootTimeout { .. } => {
                 Some("see the guest's console with --console; give a slow machine more time with --boot-timeout")
             }
-            Self::VmEnded { end, .. } => match end.cause {
+            Self::VmEnded { during, end } => match end.cause {
+                Cause::Config if OF_A_TEMPLATE.contains(during) => {
+                    Some("remove the template with `midge template remove`, and make it anew")
+                }
                 Cause::GuestPanic | Cause::TripleFault => Some(
                     "see the guest's console with --console; more memory (--mem) helps against out-of-memory panics",
                 ),
@@ -267,6 +276,10 @@ mod tests {
         assert_eq!(ended(Cause::Config).fault(), Fault::Midge);
         assert_eq!(ended(Cause::Stopped).fault(), Fault::User);
         assert!(ended(Cause::Signal(9)).next_step().unwrap().contains("memory"));
+        let end = Arc::new(End { cause: Cause::Config, ..End::lost("") });
+        let of_a_template = Error::VmEnded { during: HOLDING, end };
+        assert_eq!(of_a_template.fault(), Fault::User);
+        assert!(of_a_template.next_step().unwrap().contains("anew") && ended(Cause::Config).next_step().is_none());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use create::{OnOutput, OnPacked, Plan};
 pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, HOLDING, STARTING};
 use crate::monitor::{Disk, DiskMode, Place, Resident, VmmConfig};
 use crate::run_dir::{self, Kind, RunDir};
 use crate::sandbox::listing::{Lineage, describe};
@@ -143,7 +143,7 @@ impl Template {
         describe(&run_dir, monitor.place_name(), monitor.pid(), &config, self.lineage(Kind::Fork));
         // It makes its socket itself, on the way to running.
         let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
-        ready.map_err(|end| Error::VmEnded { during: "starting a sandbox of a template", end })?;
+        ready.map_err(|end| Error::VmEnded { during: STARTING, end })?;
         let made = Arc::new(self.made(place, made_of, workspace.loaded().await?));
         Sandbox::resume(monitor, listener, made, recorder, run_dir).await
     }
@@ -171,10 +171,7 @@ impl Template {
         let run_dir = new_run_dir()?;
         let resident = place.hold(run_dir.id(), &config, &recorder).await?;
         describe(&run_dir, place.name(), resident.pid(), &config, self.lineage(Kind::Resident));
-        resident
-            .ready(HOLD_MAX)
-            .await
-            .map_err(|end| Error::VmEnded { during: "bringing a template into memory", end })?;
+        resident.ready(HOLD_MAX).await.map_err(|end| Error::VmEnded { during: HOLDING, end })?;
         Ok(Held { resident, made, _run_dir: run_dir })
     }
 
