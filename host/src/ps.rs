@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::run_dir::{Kind, Record, RunDirError, records, since_boot};
+use crate::run_dir::{About, Record, RunDirError, records, since_boot};
 
 /// Longest file of `/proc` that is read, in bytes.
 const FILE_MAX_BYTES: u64 = 64 << 10;
@@ -29,23 +29,10 @@ pub struct Alive {
     /// Its name, 12 hexadecimal digits.
     pub id: String,
     /// What it is.
-    pub kind: Kind,
-    /// The template that it, or what it was forked from, was made of.
-    pub template: Option<String>,
-    /// The sandbox that it was forked from.
-    pub parent: Option<String>,
-    /// Where it runs: `native` or `emulated`.
-    pub place: String,
-    /// The process that it belongs to and ends with.
-    pub owner_pid: u32,
-    /// Its monitor, where that is a process of this machine.
-    pub monitor_pid: Option<u32>,
+    #[serde(flatten)]
+    pub about: About,
     /// How long ago it was made, in milliseconds.
     pub age_ms: u64,
-    /// vCPUs.
-    pub cpus: u32,
-    /// Guest memory in MiB.
-    pub mem_mib: u64,
     /// What it holds, where the kernel tells.
     pub memory: Option<Account>,
 }
@@ -80,14 +67,14 @@ pub fn list() -> Result<Vec<Alive>, RunDirError> {
 
 /// `None` when the processes of the record are gone, or are others by now.
 fn look(id: String, record: Record, now_ms: u64, proc: &Path) -> Option<Alive> {
-    let is_there = |pid: u32| is_older(&proc.join(pid.to_string()), record.at_ms);
-    if !is_there(record.owner_pid) || !record.monitor_pid.is_none_or(is_there) {
+    let Record { about, at_ms } = record;
+    let is_there = |pid: u32| is_older(&proc.join(pid.to_string()), at_ms);
+    if !is_there(about.owner_pid) || !about.monitor_pid.is_none_or(is_there) {
         return None;
     }
-    let Record { kind, template, parent, place, owner_pid, monitor_pid, cpus, mem_mib, at_ms } = record;
-    let memory = monitor_pid.and_then(|pid| account(&proc.join(pid.to_string())));
+    let memory = about.monitor_pid.and_then(|pid| account(&proc.join(pid.to_string())));
     let age_ms = now_ms.saturating_sub(at_ms);
-    Some(Alive { id, kind, template, parent, place, owner_pid, monitor_pid, age_ms, cpus, mem_mib, memory })
+    Some(Alive { id, about, age_ms, memory })
 }
 
 /// Whether the process lives, and lived when a record was written: a number that was given anew belongs to a younger one.
@@ -146,11 +133,13 @@ fn read(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_dir::Kind;
     use std::fs;
 
     fn record(owner_pid: u32, monitor_pid: Option<u32>, at_ms: u64) -> Record {
         let (kind, place) = (Kind::Run, "native".to_owned());
-        Record { kind, template: None, parent: None, place, owner_pid, monitor_pid, cpus: 1, mem_mib: 64, at_ms }
+        let about = About { kind, template: None, parent: None, place, owner_pid, monitor_pid, cpus: 1, mem_mib: 64 };
+        Record { about, at_ms }
     }
 
     /// A process in a `/proc` of our own; `start` in ticks.

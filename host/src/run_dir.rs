@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 pub(crate) use record::since_boot;
-pub use record::{Kind, Record, records};
+pub use record::{About, Kind, Record, records};
 
 /// Longest path a Unix socket address can hold, without the closing zero.
 const SOCKET_PATH_MAX_BYTES: usize = 107;

@@ -88,9 +88,9 @@ pub(crate) async fn held() {
         forks.push(held.fork().await.expect("forks"));
     }
     let mut listed = midge::ps::list().expect("can be listed");
-    listed.retain(|one| one.owner_pid == std::process::id());
-    assert!(listed.iter().all(|one| one.template.as_ref() == Some(&name)), "{listed:?}");
-    let of = |kind| listed.iter().filter(move |one| one.kind == kind);
+    listed.retain(|one| one.about.owner_pid == std::process::id());
+    assert!(listed.iter().all(|one| one.about.template.as_ref() == Some(&name)), "{listed:?}");
+    let of = |kind| listed.iter().filter(move |one| one.about.kind == kind);
     assert_eq!((of(Kind::Resident).count(), of(Kind::Fork).count(), listed.len()), (1, 4, 5), "{listed:?}");
     assert!(forks.iter().all(|fork| of(Kind::Fork).any(|one| one.id == fork.id())), "{listed:?}");
     drop(held);
@@ -137,8 +137,8 @@ pub(crate) async fn pool() {
     // One that dies while it waits is replaced.
     let mine: HashSet<String> = taken.iter().map(|sandbox| sandbox.id().to_owned()).collect();
     let listed = midge::ps::list().expect("can be listed").into_iter();
-    let waits = |one: &midge::ps::Alive| one.owner_pid == std::process::id() && !mine.contains(&one.id);
-    if let Some(pid) = listed.filter(waits).filter(|one| one.kind == Kind::Fork).find_map(|one| one.monitor_pid) {
+    let waits = |one: &midge::ps::Alive| one.about.owner_pid == std::process::id() && !mine.contains(&one.id);
+    if let Some(pid) = listed.filter(waits).filter(|one| one.about.kind == Kind::Fork).find_map(|one| one.about.monitor_pid) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
         while pool.status().died == 0 {
@@ -150,7 +150,7 @@ pub(crate) async fn pool() {
     for sandbox in taken {
         sandbox.kill().await;
     }
-    let left = midge::ps::list().expect("can be listed").into_iter().filter(|one| one.owner_pid == std::process::id());
+    let left = midge::ps::list().expect("can be listed").into_iter().filter(|one| one.about.owner_pid == std::process::id());
     assert_eq!(left.count(), 0);
 }
 

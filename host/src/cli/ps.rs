@@ -63,15 +63,15 @@ fn table(alive: &[Alive]) -> String {
         };
         text += &row(&[
             &one.id,
-            &one.monitor_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            &one.about.monitor_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             &age(one.age_ms),
-            &one.cpus.to_string(),
-            &format!("{} MiB", one.mem_mib),
+            &one.about.cpus.to_string(),
+            &format!("{} MiB", one.about.mem_mib),
             &memory(|account| Some(account.private_kib)),
             &memory(|account| Some(account.shared_kib)),
             &memory(|account| Some(account.page_table_kib)),
             &memory(|account| account.kvm_kib),
-            &one.place,
+            &one.about.place,
             &what(one),
         ]);
     }
@@ -87,10 +87,10 @@ fn row(cells: &[&str; 11]) -> String {
 
 fn what(one: &Alive) -> String {
     let of = |text: &Option<String>| text.as_ref().map(|name| format!(" of {name}"));
-    match one.kind {
+    match one.about.kind {
         Kind::Run => "run".to_owned(),
-        Kind::Fork => format!("fork{}", of(&one.parent).or_else(|| of(&one.template)).unwrap_or_default()),
-        Kind::Resident => format!("template{}", of(&one.template).unwrap_or_default().replacen(" of", "", 1)),
+        Kind::Fork => format!("fork{}", of(&one.about.parent).or_else(|| of(&one.about.template)).unwrap_or_default()),
+        Kind::Resident => format!("template{}", of(&one.about.template).unwrap_or_default().replacen(" of", "", 1)),
     }
 }
 
@@ -109,21 +109,20 @@ fn age(ms: u64) -> String {
 mod tests {
     use super::*;
     use midge::ps::Account;
+    use midge::run_dir::About;
 
     fn alive(kind: Kind, memory: Option<Account>) -> Alive {
-        Alive {
-            id: "0123456789ab".to_owned(),
+        let about = About {
             kind,
             template: Some("py".to_owned()),
             parent: None,
             place: "native".to_owned(),
             owner_pid: 1,
             monitor_pid: memory.map(|_| 77),
-            age_ms: 61_000,
             cpus: 2,
             mem_mib: 128,
-            memory,
-        }
+        };
+        Alive { id: "0123456789ab".to_owned(), about, age_ms: 61_000, memory }
     }
 
     #[test]
@@ -143,6 +142,10 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&json(&[alive(Kind::Run, None)])).unwrap();
         assert_eq!((&value[0]["kind"], &value[0]["age_ms"]), (&"run".into(), &61_000.into()));
         assert!(value[0]["memory"].is_null() && value[0]["monitor_pid"].is_null());
+        let mut keys: Vec<&String> = value[0].as_object().unwrap().keys().collect();
+        keys.sort();
+        let expected = "age_ms cpus id kind mem_mib memory monitor_pid owner_pid parent place template";
+        assert!(keys.iter().copied().eq(expected.split(' ')), "one flat object: {keys:?}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub enum Kind {
 
 /// What is known of a sandbox from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct About {
     /// What it is.
     pub kind: Kind,
     /// The template that it, or what it was forked from, was made of.
@@ -51,6 +51,14 @@ pub struct Record {
     pub cpus: u32,
     /// Guest memory in MiB.
     pub mem_mib: u64,
+}
+
+/// What a sandbox has said of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it is.
+    #[serde(flatten)]
+    pub about: About,
     /// When this was written, in milliseconds since the machine was booted.
     pub at_ms: u64,
 }
@@ -119,7 +127,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn record() -> Record {
-        Record {
+        let about = About {
             kind: Kind::Fork,
             template: Some("py".to_owned()),
             parent: None,
@@ -128,8 +136,8 @@ mod tests {
             monitor_pid: Some(2),
             cpus: 3,
             mem_mib: 4,
-            at_ms: 5,
-        }
+        };
+        Record { about, at_ms: 5 }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! What a sandbox writes down for [`crate::ps`].
 
 use crate::monitor::VmmConfig;
-use crate::run_dir::{Kind, Record, RunDir, since_boot};
+use crate::run_dir::{About, Kind, Record, RunDir, since_boot};
 
 /// Where a sandbox comes from.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ pub(crate) fn describe(
     config: &VmmConfig,
     lineage: Lineage<'_>,
 ) {
-    run_dir.describe(&Record {
+    let about = About {
         kind: lineage.kind,
         template: lineage.template.map(str::to_owned),
         parent: lineage.parent.map(str::to_owned),
@@ -34,6 +34,7 @@ pub(crate) fn describe(
         monitor_pid,
         cpus: config.cpus,
         mem_mib: config.mem_mib,
-        at_ms: u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX),
-    });
+    };
+    let at_ms = u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX);
+    run_dir.describe(&Record { about, at_ms });
 }
