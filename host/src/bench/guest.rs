@@ -155,11 +155,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_no_first_process() {
-        assert!(!is_called());
-    }
-
-    #[test]
     fn as_many_bytes_as_were_asked_for_are_moved() {
         for bytes in [0, 1, CHUNK_BYTES as u64, CHUNK_BYTES as u64 * 3 + 1] {
             let mut moved = Vec::new();

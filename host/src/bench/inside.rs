@@ -71,11 +71,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_no_first_process() {
-        assert!(!is_called());
-    }
-
-    #[test]
     fn words_are_found_on_a_console_among_others() {
         let result = Word::Result { machine: Machine::read(), runs: vec![vec![Run::default()], vec![]] };
         for word in [Word::Done(3), Word::Failed("no\nway".into()), result] {

@@ -99,11 +99,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_no_first_process() {
-        assert!(!is_called());
-    }
-
-    #[test]
     fn token_is_looked_for_only_where_the_command_line_says() {
         let err = read_token("console=ttyS0 quiet\n").unwrap_err().to_string();
         assert!(err.contains("midge.token="), "{err}");
