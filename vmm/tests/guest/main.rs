@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod code;
+mod counting;
+mod freeze;
 mod held;
 mod monitor;
 mod snapshot;
