@@ -58,6 +58,14 @@ impl Context {
         if matches!(self.place, Place::Emulated(_)) { emulated } else { native }
     }
 
+    /// Processes of this machine that run the monitor under test.
+    pub(crate) fn monitors(&self) -> Vec<i32> {
+        let binary = self.bin.join("midge-vmm");
+        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary)).collect()
+    }
+
     /// Fails unless every run directory is gone (waits a little: a killed monitor is reaped late).
     pub(crate) fn assert_nothing_left(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -65,7 +73,7 @@ impl Context {
             let left = entries_below(&self.runtime.path().join("midge"));
             // Those of an emulated host are in it; here there are only the other lane's.
             let is_here = self.scaled(true, false);
-            let processes = if is_here { monitors_of(&self.bin.join("midge-vmm")) } else { Vec::new() };
+            let processes = if is_here { self.monitors() } else { Vec::new() };
             if left.is_empty() && processes.is_empty() {
                 return;
             }
@@ -79,13 +87,6 @@ impl Context {
 fn entries_below(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
-}
-
-/// Processes that run this monitor binary.
-fn monitors_of(binary: &Path) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary)).collect()
 }
 
 /// A call of `midge` that has not started.

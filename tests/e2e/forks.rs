@@ -2,13 +2,14 @@
 //! Templates and forks: what they share, and that they share nothing else.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use midge::exec::Exec;
+use midge::exec::{Exec, Running};
 use midge::pool::{Limits, Pool};
 use midge::run_dir::Kind;
 use midge::sandbox::{Builder, Sandbox, Where};
 use midge::template::{Plan, Template};
+use tokio::time::timeout;
 
 use crate::context::Context;
 use crate::library::inside;
@@ -17,7 +18,12 @@ crate::tests!("forks":
     Guest template_from_the_command_line,
     Guest held_template_is_forked,
     Guest running_sandbox_is_forked,
+    Guest forks_of_forks_ten_deep,
+    Guest caller_that_gives_up_leaves_a_guest_that_goes_on,
 );
+
+/// How long an answer may take that comes at once where nothing is wrong.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A name that no other run of these tests has.
 pub(crate) fn name(what: &str) -> String {
@@ -61,6 +67,14 @@ fn held_template_is_forked(context: &Context) {
 
 fn running_sandbox_is_forked(context: &Context) {
     inside(context, "live");
+}
+
+fn forks_of_forks_ten_deep(context: &Context) {
+    inside(context, "deep");
+}
+
+fn caller_that_gives_up_leaves_a_guest_that_goes_on(context: &Context) {
+    inside(context, "abandoned");
 }
 
 pub(crate) fn small() -> Builder {
@@ -138,7 +152,9 @@ pub(crate) async fn pool() {
     let mine: HashSet<String> = taken.iter().map(|sandbox| sandbox.id().to_owned()).collect();
     let listed = midge::ps::list().expect("can be listed").into_iter();
     let waits = |one: &midge::ps::Alive| one.about.owner_pid == std::process::id() && !mine.contains(&one.id);
-    if let Some(pid) = listed.filter(waits).filter(|one| one.about.kind == Kind::Fork).find_map(|one| one.about.monitor_pid) {
+    if let Some(pid) =
+        listed.filter(waits).filter(|one| one.about.kind == Kind::Fork).find_map(|one| one.about.monitor_pid)
+    {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
         while pool.status().died == 0 {
@@ -150,7 +166,8 @@ pub(crate) async fn pool() {
     for sandbox in taken {
         sandbox.kill().await;
     }
-    let left = midge::ps::list().expect("can be listed").into_iter().filter(|one| one.about.owner_pid == std::process::id());
+    let left =
+        midge::ps::list().expect("can be listed").into_iter().filter(|one| one.about.owner_pid == std::process::id());
     assert_eq!(left.count(), 0);
 }
 
@@ -237,4 +254,87 @@ pub(crate) async fn live() {
         fork.kill().await;
     }
     sandbox.kill().await;
+}
+
+const GOES_ON: &str = "a=$(cat /tmp/count); while test $(cat /tmp/count) -le $a; do sleep 0.01; done; echo goes on";
+
+/// Starts the counting; returns when it has begun.
+async fn counts(sandbox: &Sandbox) -> Running {
+    let running = sandbox.exec(Exec::new(["sh", "-c", COUNTING]).user("root")).await.expect("starts");
+    text_of(sandbox, "while ! test -s /tmp/count; do sleep 0.01; done").await;
+    running
+}
+
+/// A fork of a fork, ten times over, all of them alive: each is somebody else, and has what its ancestors did before it
+/// came to be and nothing of what anybody did since.
+pub(crate) async fn deep() {
+    const DEPTH: usize = 10;
+    let first = Sandbox::builder().mem_mib(128).disk_mib(64).forkable().start().await.expect("starts");
+    let running = counts(&first).await;
+    text_of(&first, "mkdir /opt/line").await;
+    let mut line = vec![first];
+    for depth in 1..=DEPTH {
+        let last = line.last().expect("there is one");
+        text_of(last, &format!("touch /opt/line/{depth}")).await;
+        let fork = last.fork(1).await.expect("forks").sandboxes.pop().expect("one");
+        line.push(fork);
+    }
+    let listed = midge::ps::list().expect("can be listed");
+    let parent = |id: &str| listed.iter().find(|one| one.id == id).expect("is listed").about.parent.clone();
+    assert!(line.windows(2).all(|pair| parent(pair[1].id()).as_deref() == Some(pair[0].id())), "{listed:?}");
+    let mut seen = HashSet::new();
+    for (index, one) in line.iter().enumerate() {
+        let who = text_of(one, WHO).await;
+        assert!(who.lines().all(|word| seen.insert(word.to_owned())), "somebody else in everything: {who}");
+        let expected: String = (1..=DEPTH.min(index + 1)).map(|depth| format!("{depth}\n")).collect();
+        assert_eq!(text_of(one, "ls /opt/line | sort -n").await, expected, "number {index}");
+        assert_eq!(text_of(one, GOES_ON).await, "goes on\n");
+    }
+    // The first ones go first: nobody stands on an ancestor that runs.
+    for one in line {
+        assert_eq!(text_of(&one, GOES_ON).await, "goes on\n");
+        one.kill().await;
+    }
+    drop(running);
+}
+
+/// Forks, and givings back of memory, whose callers give up at moments all over the time that they take.
+pub(crate) async fn abandoned() {
+    const MOMENTS: u32 = 16;
+    let sandbox = small().forkable().start().await.expect("starts");
+    let running = counts(&sandbox).await;
+    let start = Instant::now();
+    drop(sandbox.fork(2).await.expect("forks"));
+    let whole = start.elapsed();
+    let mut given_up = 0;
+    for moment in 0..MOMENTS {
+        let limit = whole * moment / MOMENTS;
+        given_up += u32::from(timeout(limit, sandbox.fork(2)).await.is_err());
+        let text = timeout(SOON, text_of(&sandbox, GOES_ON)).await;
+        assert_eq!(text.unwrap_or_else(|_| panic!("it stands still after {limit:?}")), "goes on\n");
+        given_up += u32::from(timeout(limit / 8, sandbox.give_back()).await.is_err());
+        let text = timeout(SOON, text_of(&sandbox, GOES_ON)).await;
+        assert_eq!(text.unwrap_or_else(|_| panic!("it holds its memory after {limit:?}")), "goes on\n");
+    }
+    assert!(given_up > MOMENTS, "{given_up} of {} callers gave up", 2 * MOMENTS);
+    // Whatever was made for nobody is gone, and it can be forked as before.
+    let fork = sandbox.fork(1).await.expect("forks").sandboxes.pop().expect("one");
+    assert_eq!(text_of(&fork, GOES_ON).await, "goes on\n");
+    let mut listed = midge::ps::list().expect("can be listed");
+    listed.retain(|one| one.about.owner_pid == std::process::id());
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    drop(running);
+    fork.kill().await;
+    sandbox.kill().await;
+    // A template that nobody waits for does not appear.
+    let name = name("abandoned");
+    let start = Instant::now();
+    Template::create(&name, small(), Plan::default()).await.expect("is made");
+    let whole = start.elapsed();
+    for moment in 1..8 {
+        Template::remove(&name).ok();
+        let made = timeout(whole * moment / 8, Template::create(&name, small(), Plan::default())).await;
+        assert_eq!(made.is_ok(), Template::open(&name).is_ok(), "{made:?}");
+    }
+    Template::remove(&name).ok();
 }

@@ -72,9 +72,16 @@ pub(crate) fn body(name: &str) {
             "pool" => crate::forks::pool().await,
             "held" => crate::forks::held().await,
             "live" => crate::forks::live().await,
+            "deep" => crate::forks::deep().await,
+            "abandoned" => crate::forks::abandoned().await,
             "warmed" => crate::templates::warmed().await,
-            "loaded" => crate::templates::loaded().await,
-            "crowded" => crate::templates::crowded().await,
+            "loaded" => crate::load::loaded().await,
+            "crowded" => crate::shortage::crowded().await,
+            "starved" => crate::shortage::starved().await,
+            "restored" => crate::load::restored().await,
+            "damaged" => crate::damage::damaged().await,
+            "orphaned" => crate::damage::orphaned().await,
+            "struck" => crate::templates::struck().await,
             other => panic!("no body {other}"),
         }
     });

@@ -13,6 +13,7 @@ mod bench;
 mod containers;
 mod context;
 mod contract;
+mod damage;
 mod elf;
 mod faults;
 mod forks;
@@ -20,8 +21,10 @@ mod harness;
 mod input;
 mod library;
 mod lifecycle;
+mod load;
 mod place;
 mod ps;
+mod shortage;
 mod templates;
 mod workspace;
 
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         library::TESTS,
         forks::TESTS,
         templates::TESTS,
+        damage::TESTS,
+        shortage::TESTS,
+        load::TESTS,
         ps::TESTS,
         workspace::TESTS,
         faults::TESTS,

@@ -7,15 +7,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use midge::error::chain;
-use midge::exec::{Exec, Running};
-use midge::sandbox::{Sandbox, Where};
+use midge::sandbox::Where;
 use midge::template::{Held, Plan, Template};
-use nix::sys::signal::Signal;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::context::{Context, Outcome};
 use crate::forks::{name, small, text_of};
-use crate::harness::skip;
 use crate::library::inside;
 
 crate::tests!("templates":
@@ -25,14 +23,14 @@ crate::tests!("templates":
     Guest full_disk_leaves_the_old_template,
     Guest workspace_of_a_template_is_in_every_run,
     Guest copies_of_warmed_programs_differ,
-    Guest copies_under_load_are_whole,
-    NativeGuest fork_without_processes_leaves_the_template,
+    NativeGuest creation_whose_monitor_is_killed_says_so_and_makes_no_template,
+    NativeGuest fork_whose_resident_is_killed_is_an_error_or_whole,
 );
 
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a row is: `MIDGE_TEST_RUNS`, where the machine is fast enough for it.
-fn rounds(native: u64, emulated: u64) -> u64 {
+pub(crate) fn rounds(native: u64, emulated: u64) -> u64 {
     let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|count| count.parse().ok());
     if std::env::var_os("MIDGE_EMULATED_HOST").is_some() { emulated } else { asked.unwrap_or(native) }
 }
@@ -60,7 +58,7 @@ fn two_creations_of_one_name_make_one(context: &Context) {
 }
 
 /// Moments spread evenly over `span_ms`: multiples of the golden ratio.
-fn moments(rounds: u64, span_ms: u64) -> impl Iterator<Item = Duration> {
+pub(crate) fn moments(rounds: u64, span_ms: u64) -> impl Iterator<Item = Duration> {
     (1..=rounds).map(move |index| Duration::from_micros(index * 618_034 % 1_000_000 * span_ms / 1000))
 }
 
@@ -175,18 +173,41 @@ fn copies_of_warmed_programs_differ(context: &Context) {
     inside(context, "warmed");
 }
 
-fn copies_under_load_are_whole(context: &Context) {
-    inside(context, "loaded");
-}
-
-fn fork_without_processes_leaves_the_template(context: &Context) {
-    if !Path::new(PIDS_GROUP).join("cgroup.procs").exists() {
-        skip(format!("{PIDS_GROUP} is no control group for numbers of processes"));
+/// The processes that run this lane's monitor are hit, whichever they are at that moment: one that boots, one that is frozen,
+/// one that writes.
+fn creation_whose_monitor_is_killed_says_so_and_makes_no_template(context: &Context) {
+    let name = format!("{}-native", name("hit"));
+    let (mut whole, mut hit) = (0, 0);
+    let rounds = rounds(12, 0);
+    for moment in moments(rounds, 900) {
+        let running = create(context, &name).start();
+        std::thread::sleep(moment);
+        for pid in context.monitors() {
+            // It may be gone by now.
+            hit += u32::from(kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok());
+        }
+        let created = running.finish();
+        let outcome = run(context, &name);
+        if created.status.code() == Some(0) {
+            outcome.code(0).out("whole\n");
+            whole += 1;
+            context.midge(["template", "remove", &name]).run().code(0);
+        } else {
+            assert!(created.stderr.contains("midge: "), "{created}");
+            created.code(125);
+            outcome.code(125).says(&["there is no template"]);
+        }
+        context.assert_nothing_left();
     }
-    inside(context, "crowded");
+    println!("of {rounds} creations {whole} had finished, {hit} monitors were killed");
+    assert!(hit > 0);
 }
 
-async fn held(what: &str, plan: Plan) -> Held {
+fn fork_whose_resident_is_killed_is_an_error_or_whole(context: &Context) {
+    inside(context, "struck");
+}
+
+pub(crate) async fn held(what: &str, plan: Plan) -> Held {
     let name = name(what);
     Template::create(&name, small(), plan).await.expect("is made");
     let held = Template::open(&name).expect("is there").hold_at(Where::Auto, false).await.expect("comes up");
@@ -239,75 +260,36 @@ pub(crate) async fn warmed() {
     assert_eq!(seen.len() as u64, 7 * rounds);
 }
 
-/// Writes files with their sums for ever. A sum is there only while its file is complete.
-const WRITER: &str = "cd /opt; i=0; while :; do i=$((i+1)); f=f$((i%8)); rm -f $f.sum; \
-    head -c 200000 /dev/urandom > $f; sha256sum $f > next; sync $f; mv next $f.sum; done";
-const CHECK: &str = "pkill -f '[u]random' || true; cd /opt; sync; echo 3 > /proc/sys/vm/drop_caches; \
-    cat *.sum | sha256sum -c --quiet -; ls *.sum | wc -l";
-
-/// Forks of a sandbox whose disk and vsock are busy, at moments nobody chose: every copy has whole files and a vsock that
-/// works, and what the first one says has no gap.
-pub(crate) async fn loaded() {
-    let sandbox = small().forkable().start().await.expect("starts");
-    let writer = sandbox.exec(Exec::new(["sh", "-c", WRITER]).user("root").replay(4096)).await.expect("starts");
-    let mut talker = sandbox.exec(Exec::new(["seq", "1", "1000000000000"])).await.expect("starts");
-    let mut stdout = BufReader::new(talker.stdout.take().expect("piped"));
-    let listener = tokio::spawn(async move {
-        let (mut line, mut expected) = (String::new(), 1_u64);
-        // The last one is cut short where its writer was killed.
-        while stdout.read_line(&mut line).await.is_ok() && line.ends_with('\n') {
-            assert_eq!(line.trim_end(), expected.to_string(), "a line is lost, or comes twice");
-            expected += 1;
-            line.clear();
+/// Residents that are killed while they are told to fork: whoever waited hears of it, and what was made is whole.
+pub(crate) async fn struck() {
+    let name = name("struck");
+    Template::create(&name, small(), Plan::default()).await.expect("is made");
+    let template = Template::open(&name).expect("is there");
+    let (mut forks, mut errors) = (0, 0);
+    for moment in moments(rounds(24, 0), 4) {
+        let held = template.hold().await.expect("comes up");
+        let pid = Pid::from_raw(i32::try_from(held.pid().expect("a process of this machine")).expect("a pid"));
+        // The runtime's clock knows no time shorter than a millisecond.
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(moment);
+            kill(pid, Signal::SIGKILL).expect("it is ours");
+        });
+        let fork = held.fork().await;
+        killer.join().expect("it has killed");
+        match fork {
+            Ok(fork) => {
+                assert_eq!(text_of(&fork, "echo whole").await, "whole\n");
+                fork.kill().await;
+                forks += 1;
+            }
+            Err(error) => {
+                println!("{}", chain(&error));
+                errors += 1;
+            }
         }
-        expected - 1
-    });
-    text_of(&sandbox, "while ! test -e /opt/f7.sum; do sleep 0.05; done").await;
-    let expected: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
-    for moment in moments(rounds(10, 2), 30) {
-        tokio::time::sleep(moment).await;
-        let fork = sandbox.fork(1).await.expect("forks").sandboxes.pop().expect("one");
-        let sums: u32 = text_of(&fork, CHECK).await.trim().parse().expect("a number");
-        assert!(sums >= 7, "{sums} files of 8 are whole");
-        assert_eq!(text_of(&fork, "seq 1 20000").await, expected);
-        fork.kill().await;
+        let refused = chain(&held.fork().await.expect_err("nobody is there to fork"));
+        assert!(refused.contains("forking a VM"), "{refused}");
     }
-    end(talker, &sandbox).await;
-    assert!(listener.await.expect("no gap") > 1000, "it was heard all the time");
-    let sums: u32 = text_of(&sandbox, CHECK).await.trim().parse().expect("a number");
-    assert!(sums >= 7);
-    drop(writer);
-    sandbox.kill().await;
-}
-
-async fn end(running: Running, sandbox: &Sandbox) {
-    text_of(sandbox, &format!("kill {}", running.pid())).await;
-    running.wait().await.expect("ends");
-}
-
-const PIDS_GROUP: &str = "/sys/fs/cgroup/pids";
-
-/// A resident in a group that holds no second process.
-pub(crate) async fn crowded() {
-    let held = held("crowded", Plan::default()).await;
-    let group = Path::new(PIDS_GROUP).join(format!("midge-e2e-{}", std::process::id()));
-    std::fs::create_dir(&group).expect("a group");
-    let put = |file: &str, text: String| std::fs::write(group.join(file), text).expect("the group's own file");
-    put("pids.max", "1".to_owned());
-    put("cgroup.procs", held.pid().expect("a process of this machine").to_string());
-    let refused = chain(&held.fork().await.expect_err("no process is left"));
-    assert!(refused.contains("making a process") && refused.contains("end other sandboxes"), "{refused}");
-    put("pids.max", "max".to_owned());
-    let fork = held.fork().await.expect("forks again");
-    assert_eq!(text_of(&fork, "echo whole").await, "whole\n");
-    fork.kill().await;
-    drop(held);
-    // Its processes are gone once their VM is.
-    for _ in 0..200 {
-        if std::fs::remove_dir(&group).is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{} still has processes", group.display());
+    println!("{forks} forks, {errors} errors");
+    Template::remove(&name).expect("goes");
 }
