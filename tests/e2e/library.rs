@@ -53,7 +53,10 @@ fn memory_goes_back(context: &Context) {
 
 /// Runs a body below in a process of its own.
 pub(crate) fn inside(context: &Context, name: &str) {
-    context.program(&context.bin.join("e2e"), ["--inside", name]).limit(Duration::from_secs(900)).run().code(0);
+    // Two seconds more for each round that was asked for.
+    let limit = Duration::from_secs(900 + 2 * crate::templates::rounds(0, 0));
+    let outcome = context.program(&context.bin.join("e2e"), ["--inside", name]).limit(limit).run().code(0);
+    print!("{}", outcome.text());
     context.assert_nothing_left();
 }
 
@@ -81,6 +84,7 @@ pub(crate) fn body(name: &str) {
             "restored" => crate::load::restored().await,
             "damaged" => crate::damage::damaged().await,
             "orphaned" => crate::damage::orphaned().await,
+            "cycled" => crate::cycles::cycled().await,
             "struck" => crate::templates::struck().await,
             other => panic!("no body {other}"),
         }

@@ -13,6 +13,7 @@ mod bench;
 mod containers;
 mod context;
 mod contract;
+mod cycles;
 mod damage;
 mod elf;
 mod faults;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let groups = [
         input::TESTS,
         contract::TESTS,
+        cycles::TESTS,
         library::TESTS,
         forks::TESTS,
         templates::TESTS,
