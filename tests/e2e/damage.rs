@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Templates that are not what they were: of another version, of another CPU, damaged, cut short, removed while their forks
-//! run. Whoever wants something of them hears what is wrong and what to do.
+//! run. Whoever wants something of them hears what is wrong and what to do. Files are changed here natively only: an emulated
+//! host keeps what it has read of a file, since no file of a template ever changes.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,8 +16,8 @@ use crate::forks::{name, small, text_of};
 use crate::library::inside;
 
 crate::tests!("damage":
-    Guest template_of_another_version_is_refused_by_the_command_line,
-    Guest damaged_template_is_refused_by_name,
+    NativeGuest template_of_another_version_is_refused_by_the_command_line,
+    NativeGuest damaged_template_is_refused_by_name,
     Guest template_is_removed_while_its_forks_run,
 );
 

@@ -167,7 +167,7 @@ pub(crate) async fn loaded() {
 pub(crate) async fn restored() {
     let name = name("restored");
     let warm = format!("sh -c '{WRITER}' & {WRITTEN}; {KEEPER}");
-    for _ in 0..rounds(3, 1) {
+    for _ in 0..rounds(1, 1) {
         let plan = Plan { setup: Some("chmod 777 /opt".to_owned()), warm: Some(warm.clone()), ..Plan::default() };
         Template::create(&name, small(), plan).await.expect("is made");
         let template = Template::open(&name).expect("is there");
