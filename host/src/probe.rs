@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 /// Where KVM is.
@@ -161,6 +161,9 @@ fn run(kvm: &Kvm) -> Result<KvmState, Failed> {
     // freed only after the VM and its vCPU are gone (they are dropped below, before it).
     step("giving the VM its memory", unsafe { vm.set_user_memory_region(region) })?;
     let mut vcpu = step("creating a vCPU", vm.create_vcpu(0))?;
+    // KVM refuses 64-bit mode to a vCPU that does not say it has it.
+    let cpuid = step("reading the processor's features", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    step("giving the vCPU its features", vcpu.set_cpuid2(&cpuid))?;
     let state = start(&vcpu).and_then(|()| watch(&mut vcpu));
     drop(vcpu);
     drop(vm);
