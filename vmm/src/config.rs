@@ -133,6 +133,17 @@ pub enum ConsoleMode {
     On,
 }
 
+/// Whether the threads of the monitor are locked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Jail {
+    /// As they must be.
+    #[default]
+    On,
+    /// No system-call filters: to measure what they cost, with a guest that is trusted.
+    Off,
+}
+
 /// How a VM begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start<'a> {
@@ -170,6 +181,8 @@ struct Document {
     forkable: bool,
     #[serde(default)]
     track_writes: bool,
+    #[serde(default)]
+    jail: Jail,
 }
 
 fn on() -> bool {
@@ -284,6 +297,10 @@ impl VmmConfig {
     /// Whether there is a serial console.
     pub fn console(&self) -> ConsoleMode {
         self.doc.console
+    }
+    /// Whether threads are locked in.
+    pub fn jail(&self) -> Jail {
+        self.doc.jail
     }
     /// MSRs that a snapshot carries in addition to KVM's own list.
     pub fn extra_msrs(&self) -> &[u32] {

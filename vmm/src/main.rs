@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use midge_vmm::boot::layout;
-use midge_vmm::config::{RestoreConfig, Start, VmmConfig};
+use midge_vmm::config::{Jail, RestoreConfig, Start, VmmConfig};
 use midge_vmm::control::STOP_SIGNALS;
 use midge_vmm::jail::{self, Thread};
 use midge_vmm::machine::kvm::Host;
@@ -47,7 +47,8 @@ The document, with its defaults (kernel or restore, mem_mib and cpus must be giv
    \"console\": \"off\",                \"on\": a serial console, each line becomes an event
    \"extra_msrs\": [],                MSRs that a snapshot carries beyond KVM's list
    \"forkable\": false,               may be frozen and forked by orders on the control socket
-   \"track_writes\": false}           the exit event tells which memory the guest has written to
+   \"track_writes\": false,           the exit event tells which memory the guest has written to
+   \"jail\": \"on\"}                    \"off\": no system-call filters, to measure what they cost
 
 With `--config -` the VM stops as soon as stdin reaches its end (the lifeline); where that is a
 SOCK_SEQPACKET socket, it takes orders there as well. SIGTERM, SIGINT and SIGHUP stop it too.
@@ -104,6 +105,9 @@ fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Optio
     let text = text.map_err(|e| failed(Reason::Config, "reading the configuration failed", &e))?;
     let config = VmmConfig::from_json(&text).map_err(|e| failed(Reason::Config, "", &e))?;
     trace.mark(Stage::ConfigRead);
+    if config.jail() == Jail::Off {
+        jail::leave_off();
+    }
     let not_run = |error: VmError| failed(error.reason(), "", &error);
     match config.start() {
         Start::Kernel(kernel) => {

@@ -12,7 +12,7 @@ use std::process::{Command, ExitStatus};
 
 use midge_vmm::disk::overlay::Overlay;
 use midge_vmm::disk::{Base, Disk};
-use midge_vmm::jail::{Thread, lock_in};
+use midge_vmm::jail::{Thread, leave_off, lock_in};
 use vm_memory::VolatileSlice;
 
 const CASE: &str = "MIDGE_JAIL_CASE";
@@ -66,6 +66,14 @@ fn locking_in_twice_as_the_same_kind_adds_no_filter() {
 }
 
 #[test]
+fn a_jail_that_is_left_off_holds_nobody() {
+    for kind in ["main", "vcpu", "block", "resident"] {
+        let status = run(kind, "open a file with the jail left off");
+        assert_eq!(status.code(), Some(SURVIVED), "{kind}: {status}");
+    }
+}
+
+#[test]
 fn what_every_thread_needs_is_listed() {
     for kind in ["main", "vcpu", "block", "resident"] {
         let status = run(kind, "allocate and wait");
@@ -95,13 +103,16 @@ fn child() {
     };
     let [before, after] = ["before", "after"].map(|_| File::open("/proc/self/status").unwrap());
     let disk = deed.starts_with("use a disk").then(|| open_disk(deed.ends_with("file")));
+    if deed.ends_with("left off") {
+        leave_off();
+    }
     lock_in(kind).unwrap();
     if let Some(disk) = disk {
         use_disk(disk);
         std::process::exit(SURVIVED);
     }
     match deed {
-        "open a file" => drop(File::open("/dev/null")),
+        "open a file" | "open a file with the jail left off" => drop(File::open("/dev/null")),
         "use the network" => drop(UdpSocket::bind("127.0.0.1:0")),
         "start a program" => drop(Command::new("/bin/true").status()),
         "start a thread" => drop(std::thread::Builder::new().spawn(|| ())),

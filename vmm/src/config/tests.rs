@@ -284,6 +284,14 @@ fn a_working_set_is_whole_pages_and_few_enough() {
 }
 
 #[test]
+fn jail_is_on_unless_it_is_turned_off_by_name() {
+    assert_eq!(restored().check().unwrap().jail(), Jail::On);
+    let config = restored().with("jail", json!("off")).check().unwrap();
+    assert_eq!((config.jail(), config.for_fork(Path::new("/u")).unwrap().jail()), (Jail::Off, Jail::Off));
+    assert!(restored().with("jail", json!(false)).check().is_err());
+}
+
+#[test]
 fn a_kernel_and_a_snapshot_or_neither_are_refused_by_both_names() {
     let fixture = restored();
     let kernel = fixture.kernel.path().to_owned();
