@@ -2,7 +2,6 @@
 //! `midge bench boot`: how long from the start of a monitor to the guest's first answer, beside other monitors with
 //! the same kernel and initramfs, in alternating runs. Clean-up is not timed.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ChildStdout;
@@ -13,9 +12,7 @@ use serde_json::Value;
 
 use super::greeting::{Greeted, Greeter, since_us};
 use super::launch::{Payload, Started, prepare};
-use super::{
-    Aim, BenchError, Clock, Contender, Exits, Machine, Report, Sample, Series, Unit, check_runs, exits, memory,
-};
+use super::{Aim, BenchError, Contender, Exits, Jail, Report, Sample, Series, Unit, check_runs, exits, memory};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +29,8 @@ pub struct BootOptions {
     pub initramfs: PathBuf,
     /// Guest memory, in MiB.
     pub mem_mib: u64,
+    /// Whether our monitor takes part without its jail as well, for what that costs.
+    pub jail: Jail,
     /// Longest a run may take.
     pub limit: Duration,
 }
@@ -71,6 +70,7 @@ fn begin(options: &BootOptions) -> Report {
         options.kernel.display()
     );
     Report::begin("boot", &title)
+        .jail(options.jail)
         .option("runs", options.runs)
         .option("mem_mib", options.mem_mib)
         .option("kernel", options.kernel.display())
@@ -82,12 +82,6 @@ fn begin(options: &BootOptions) -> Report {
         .event("first_reply", "the agent's answer to the host's first request has reached the host")
         .event("own_memory", "private memory of the monitor's process that is not the guest's, at the first reply")
         .event("own_clock", "the guest's start by its own clock, which begins with the VM")
-}
-
-/// The report of a bench that was run somewhere else, by another clock.
-pub(super) fn report_of(options: &BootOptions, clock: Clock, machine: Machine, runs: Vec<Vec<Run>>) -> Report {
-    let report = Report { clock, machine, ..begin(options) };
-    filled(report, options, runs)
 }
 
 fn filled(mut report: Report, options: &BootOptions, runs: Vec<Vec<Run>>) -> Report {
@@ -103,21 +97,18 @@ fn filled(mut report: Report, options: &BootOptions, runs: Vec<Vec<Run>>) -> Rep
         report.add(Series::new(who, "first_reply", Unit::Us, us(reply)));
         report.add(Series::new(who, "own_clock", Unit::Us, us(inside)));
         report.add(Series::new(who, "own_memory", Unit::Kib, runs.iter().filter_map(|run| run.own_memory_kib)));
-        let mut counters: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-        for (name, count) in runs.iter().flat_map(|run| &run.exits) {
-            counters.entry(name).or_default().push(*count);
-        }
-        counters.into_iter().for_each(|(name, counts)| report.add(Series::new(who, name, Unit::Count, counts)));
+        report.count(who, runs.iter().map(|run| &run.exits));
     }
     for other in names.iter().skip(1) {
         let aim = (*other == "firecracker").then_some(Aim::AtMost(0.4));
-        report.ratio(("midge", "first_reply"), (other, "first_output"), aim);
+        let theirs = if other.starts_with("midge") { "first_reply" } else { "first_output" };
+        report.ratio(("midge", "first_reply"), (other, theirs), aim);
     }
     report
 }
 
 /// The counted runs of each contender, in the order of [`BootOptions::contenders`].
-pub(super) fn all_runs(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<Vec<Vec<Run>>, BenchError> {
+fn all_runs(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Result<Vec<Vec<Run>>, BenchError> {
     check_runs(options.runs)?;
     let contenders = options.contenders();
     let mut runs = vec![Vec::new(); contenders.len()];
@@ -143,14 +134,15 @@ impl BootOptions {
     /// How many boots the bench makes, those that only warm up among them.
     #[must_use]
     pub fn boots(&self) -> u32 {
-        let contenders = u32::try_from(self.against.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let contenders = u32::try_from(self.contenders().len()).unwrap_or(u32::MAX);
         contenders.saturating_mul(self.runs.saturating_add(1))
     }
 
     /// Who takes part; we come first.
     pub(super) fn contenders(&self) -> Vec<Contender> {
-        let ours = Contender::Midge { program: self.vmm.clone() };
-        std::iter::once(ours).chain(self.against.iter().cloned()).collect()
+        let ours = |jail| Contender::Midge { program: self.vmm.clone(), jail };
+        let bare = (self.jail == Jail::Off).then(|| ours(Jail::Off));
+        std::iter::once(ours(Jail::On)).chain(bare).chain(self.against.iter().cloned()).collect()
     }
 
     pub(super) fn payload(&self) -> Payload {
@@ -233,6 +225,7 @@ pub(super) mod tests {
             kernel: "/k".into(),
             initramfs: "/i".into(),
             mem_mib: 128,
+            jail: Jail::On,
             limit: Duration::from_millis(200),
         }
     }
@@ -249,7 +242,7 @@ pub(super) mod tests {
         };
         let ours = vec![run(20_000, Some(21_000)), run(22_000, Some(23_000)), run(21_000, Some(22_000))];
         let theirs = vec![run(44_000, None), run(40_000, None), run(48_000, None)];
-        report_of(&options(), Clock::Real, Machine::read(), vec![ours, theirs])
+        filled(begin(&options()), &options(), vec![ours, theirs])
     }
 
     #[test]
@@ -265,7 +258,7 @@ pub(super) mod tests {
     #[test]
     fn program_that_is_missing_is_named() {
         for contender in [
-            Contender::Midge { program: "/nonexistent/a".into() },
+            Contender::Midge { program: "/nonexistent/a".into(), jail: Jail::On },
             Contender::Firecracker { program: "/nonexistent/a".into() },
             Contender::QemuMicrovm { program: "/nonexistent/a".into() },
         ] {

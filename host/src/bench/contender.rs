@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Jail;
+
 /// A monitor that can boot the payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -14,6 +16,8 @@ pub enum Contender {
     Midge {
         /// `midge-vmm`.
         program: PathBuf,
+        /// Whether it is locked in.
+        jail: Jail,
     },
     /// QEMU's `microvm` machine.
     QemuMicrovm {
@@ -39,7 +43,8 @@ impl Contender {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Midge { .. } => "midge",
+            Self::Midge { jail: Jail::On, .. } => "midge",
+            Self::Midge { jail: Jail::Off, .. } => "midge, no jail",
             Self::QemuMicrovm { .. } => "qemu-microvm",
             Self::Firecracker { .. } => "firecracker",
         }
@@ -49,7 +54,7 @@ impl Contender {
     #[must_use]
     pub fn program(&self) -> &Path {
         match self {
-            Self::Midge { program } | Self::QemuMicrovm { program } | Self::Firecracker { program } => program,
+            Self::Midge { program, .. } | Self::QemuMicrovm { program } | Self::Firecracker { program } => program,
         }
     }
 
@@ -57,7 +62,7 @@ impl Contender {
     #[must_use]
     pub fn at(&self, program: PathBuf) -> Self {
         match self {
-            Self::Midge { .. } => Self::Midge { program },
+            Self::Midge { jail, .. } => Self::Midge { program, jail: *jail },
             Self::QemuMicrovm { .. } => Self::QemuMicrovm { program },
             Self::Firecracker { .. } => Self::Firecracker { program },
         }

@@ -1,29 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The near end of a counted bench: packs the contenders and what they boot into the initramfs of an emulated host
-//! whose clock counts instructions, runs it, and reads the result from its console. [`inside`](super::inside) does the work.
+//! The near end of a counted bench: packs all that it needs into the initramfs of an emulated host whose clock counts
+//! instructions, runs it, and reads the report from its console. [`inside`](super::inside) does the work.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use super::boot::report_of;
-use super::inside::{ORDER, Word};
-use super::{BenchError, BootOptions, Clock, Contender, Report, check_runs};
-use crate::cache::Cache;
+use super::inside::{ORDER, Order, Word};
+use super::programs::{find, needs, with_libraries};
+use super::{BenchError, BootOptions, Contender, LabOptions, Report, check_runs, lab};
+use crate::cache::{Cache, Staging};
 use crate::emulated::EmulatedError;
 use crate::emulated::counted::CountedHost;
+use crate::erofs::{self, ErofsError};
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::{self, Flavour, KernelError};
 use crate::progress::Watch;
+use crate::scratch::{self, ScratchError};
 
-/// Memory of the emulated host beside the initramfs and its copy, and the guest: kernel, page tables, monitors.
+/// Memory of the emulated host beside what it is brought and the guests: kernel, page tables, monitors.
 const MEM_MIB: u64 = 768;
-/// Longest that one boot may take by this machine's clock: thirty times what it does.
+/// How many guests of a bench can be alive at once, a template's file and its resident among them.
+const GUESTS: u64 = 4;
+/// Longest that the far end may say nothing by this machine's clock: thirty times what a boot takes.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
-/// What QEMU reads when it starts a `microvm`.
-const QEMU_FILES: [&str; 5] = ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"];
-/// Where distributions keep them.
-const QEMU_DIRS: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/local/share/qemu"];
+/// Size of the writable disk of a fork's guest: the least there is, since all of it is brought along.
+const DISK_MIB: u64 = 32;
+/// Where things are at the far end; see [`WORDS`].
+const DIR: &str = "/bench";
+const CACHE: &str = "/bench/cache";
+const VMM: &str = "/bench/midge-vmm";
+const AGENT: &str = "/bench/midge-agent";
+/// What its kernel makes the environment of the first process, so that the library finds what it looks for.
+const WORDS: &str = " MIDGE_CACHE=/bench/cache MIDGE_VMM=/bench/midge-vmm MIDGE_AGENT=/bench/midge-agent";
 
 /// Why a counted bench has no result.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +46,12 @@ pub enum CountedError {
     /// Its initramfs cannot be made.
     #[error("preparing the emulated host's initramfs: {0}")]
     Initramfs(#[from] InitramfsError),
+    /// The guests' disk cannot be made.
+    #[error("preparing the guests' disk: {0}")]
+    Scratch(#[from] ScratchError),
+    /// The guests' root cannot be packed.
+    #[error("preparing the guests' root: {0}")]
+    Root(#[from] ErofsError),
     /// A file of the bench's cannot be written.
     #[error("preparing the bench in {path}")]
     Files {
@@ -67,120 +82,184 @@ pub enum CountedError {
     NoResult,
 }
 
-/// Runs the bench in an emulated host of which `midge` is the first process, on a processor that QEMU calls `cpu`;
-/// `watch` is told of its boots.
+/// How a bench is counted.
+#[derive(Clone, Copy)]
+pub struct Counting<'a> {
+    /// The emulated host's processor, in QEMU's words.
+    pub cpu: &'a str,
+    /// Where kernels and the like are kept.
+    pub cache: &'a Cache,
+    /// The program that is the emulated host's first process.
+    pub midge: &'a Path,
+    /// Told of what takes long.
+    pub watch: &'a dyn Watch,
+}
+
+impl std::fmt::Debug for Counting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counting").field("cpu", &self.cpu).field("midge", &self.midge).finish_non_exhaustive()
+    }
+}
+
+/// Runs the bench of boots in an emulated host of which `midge` is the first process.
 ///
 /// # Errors
 /// [`CountedError`]: what cannot be prepared, and the first run that fails.
-pub fn boot_counted(
-    options: &BootOptions,
-    cpu: &str,
-    cache: &Cache,
-    midge: &Path,
-    watch: &dyn Watch,
-) -> Result<Report, CountedError> {
+pub fn boot_counted(options: &BootOptions, counting: &Counting<'_>) -> Result<Report, CountedError> {
     check_runs(options.runs)?;
-    let kernel = kernel::ensure(cache, Flavour::Host, watch)?;
-    let dir = cache.stage().map_err(InitramfsError::from)?;
-    let archive = dir.path().join("bench.cpio");
-    let size_mib = pack(options, midge, dir.path(), &archive)?;
-    let host = CountedHost {
-        kernel: &kernel,
-        initramfs: &archive,
-        mem_mib: MEM_MIB + options.mem_mib + 3 * size_mib,
-        silence_max: SILENCE_MAX,
-        cpu,
-    };
-    watch.begin("booting in the emulated host", u64::from(options.boots()));
-    let mut last = None;
-    let ran = host.run(&mut |line| match Word::read(line) {
-        Some(Word::Done(boots)) => watch.at(u64::from(boots)),
-        Some(word) => last = Some(word),
-        None => {}
-    });
-    watch.end("");
-    match (last, ran) {
-        (Some(Word::Result { machine, runs }), _) => Ok(report_of(options, Clock::Instructions, machine, runs)),
-        (Some(Word::Failed(text)), _) => Err(CountedError::Inside { text }),
-        (_, Err(error)) => Err(error.into()),
-        (_, Ok(())) => Err(CountedError::NoResult),
-    }
+    let mut luggage = Luggage::new(counting)?;
+    let order = luggage.for_boots(options)?;
+    luggage.travel(&Order::Boot(order), options.mem_mib, counting)
 }
 
-/// Writes the initramfs; gives its size in MiB.
-fn pack(options: &BootOptions, midge: &Path, dir: &Path, into: &Path) -> Result<u64, CountedError> {
-    let io = |source| CountedError::Files { path: dir.to_owned(), source };
-    let mut files = vec![(PathBuf::from("/init"), midge.to_owned())];
-    let mut put = |name: &str, from: &Path| {
-        let name = PathBuf::from(format!("/bench/{name}"));
-        files.push((name.clone(), from.to_owned()));
-        name
-    };
-    let there = BootOptions {
-        kernel: put("vmlinux", &options.kernel),
-        initramfs: put("agent.cpio", &options.initramfs),
-        vmm: put("midge-vmm", &options.vmm),
-        against: Vec::new(),
-        ..options.clone()
-    };
-    let mut against = Vec::new();
-    for contender in &options.against {
+/// Runs the bench of forks in such a host: forks of a template that is made there, of a root with nothing in it but the
+/// command that answers.
+///
+/// # Errors
+/// As for [`boot_counted`].
+pub fn fork_counted(
+    options: &LabOptions,
+    vmm: &Path,
+    agent: &Path,
+    counting: &Counting<'_>,
+) -> Result<Report, CountedError> {
+    options.check()?;
+    let mut luggage = Luggage::new(counting)?;
+    let order = luggage.for_forks(options, vmm, agent, counting)?;
+    luggage.travel(&Order::Fork(order), options.mem_mib * GUESTS, counting)
+}
+
+/// What is brought to the far end.
+struct Luggage {
+    dir: Staging,
+    /// Where there, and from where.
+    files: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Luggage {
+    fn new(counting: &Counting<'_>) -> Result<Self, CountedError> {
+        let dir = counting.cache.stage().map_err(InitramfsError::from)?;
+        Ok(Self { dir, files: vec![("/init".into(), counting.midge.to_owned())] })
+    }
+
+    fn put(&mut self, there: impl AsRef<Path>, from: &Path) -> PathBuf {
+        let there = Path::new(DIR).join(there);
+        self.files.push((there.clone(), from.to_owned()));
+        there
+    }
+
+    /// A contender that finds all it needs where it is here.
+    fn contender(&mut self, contender: &Contender) -> Result<Contender, CountedError> {
         let program = find(contender.program())?;
-        files.extend(needs(contender, &program)?);
-        against.push(contender.at(program));
+        self.files.extend(needs(contender, &program)?.into_iter().map(|path| (path.clone(), path)));
+        Ok(contender.at(program))
     }
-    let order = serde_json::to_vec(&BootOptions { against, ..there }).map_err(|error| io(error.into()))?;
-    let order_file = dir.join("order.json");
-    std::fs::write(&order_file, order).map_err(io)?;
-    files.push((ORDER.into(), order_file));
-    files.sort();
-    files.dedup_by(|one, other| one.0 == other.0);
-    initramfs::pack(&files, into)?;
-    Ok(into.metadata().map_err(io)?.len().div_ceil(1 << 20))
-}
 
-/// The program's absolute path; a bare name is looked for as a shell would.
-fn find(program: &Path) -> Result<PathBuf, CountedError> {
-    let dirs = std::env::var_os("PATH").unwrap_or_default();
-    let found = if program.components().count() == 1 {
-        std::env::split_paths(&dirs).map(|dir| dir.join(program)).find(|path| path.is_file())
-    } else {
-        None
-    };
-    let path = found.unwrap_or_else(|| program.to_owned());
-    let bad = |error: std::io::Error| CountedError::Program { program: program.to_owned(), problem: error.to_string() };
-    std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path)).map_err(bad)
-}
-
-/// The program and what it opens when it starts, each where it is here.
-fn needs(contender: &Contender, program: &Path) -> Result<Vec<(PathBuf, PathBuf)>, CountedError> {
-    let mut paths = vec![program.to_owned()];
-    paths.extend(libraries(program)?);
-    if matches!(contender, Contender::QemuMicrovm { .. }) {
-        let in_dirs = |name: &&str| QEMU_DIRS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
-        paths.extend(QEMU_FILES.iter().filter_map(in_dirs));
+    fn for_boots(&mut self, options: &BootOptions) -> Result<BootOptions, CountedError> {
+        Ok(BootOptions {
+            kernel: self.put("vmlinux", &options.kernel),
+            initramfs: self.put("agent.cpio", &options.initramfs),
+            vmm: self.put(VMM, &options.vmm),
+            against: options.against.iter().map(|contender| self.contender(contender)).collect::<Result<_, _>>()?,
+            ..options.clone()
+        })
     }
-    Ok(paths.into_iter().map(|path| (path.clone(), path)).collect())
-}
 
-/// The dynamic linker, the libraries it would load, and its index of them; nothing for a static program.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>, CountedError> {
-    let bad = |problem: String| CountedError::Program { program: program.to_owned(), problem };
-    let output = Command::new("ldd").arg(program).output().map_err(|error| bad(format!("running ldd: {error}")))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if let Some(line) = text.lines().find(|line| line.contains("not found")) {
-        return Err(bad(format!("its library is missing: {}", line.trim())));
+    fn for_forks(
+        &mut self,
+        options: &LabOptions,
+        vmm: &Path,
+        agent: &Path,
+        counting: &Counting<'_>,
+    ) -> Result<LabOptions, CountedError> {
+        let cache = counting.cache;
+        let kernel = match &options.kernel {
+            Some(kernel) => kernel.clone(),
+            None => kernel::ensure(cache, Flavour::Guest, counting.watch)?,
+        };
+        self.put(VMM, vmm);
+        self.put(AGENT, agent);
+        // What the library would make if it did not find it.
+        for made in [scratch::ensure(cache, DISK_MIB)?, initramfs::ensure(cache, agent)?] {
+            let name = made.strip_prefix(cache.root()).unwrap_or(&made).to_owned();
+            self.put(Path::new(CACHE).join(name), &made);
+        }
+        let root = self.root()?;
+        let peer = options.firecracker.clone().map(|program| self.contender(&Contender::Firecracker { program }));
+        Ok(LabOptions {
+            kernel: Some(self.put("vmlinux", &kernel)),
+            image: Some(self.put("root.erofs", &root).to_string_lossy().into_owned()),
+            disk_mib: DISK_MIB,
+            firecracker: peer.transpose()?.map(|peer| peer.program().to_owned()),
+            ..options.clone()
+        })
     }
-    let mut paths: Vec<PathBuf> = text.lines().filter_map(library).map(PathBuf::from).collect();
-    let index = PathBuf::from("/etc/ld.so.cache");
-    paths.extend(Some(index).filter(|index| !paths.is_empty() && index.exists()));
-    Ok(paths)
-}
 
-/// A line of `ldd`: `name => /path (address)`, or `/path (address)` for the linker.
-fn library(line: &str) -> Option<&str> {
-    let line = line.split_once(" => ").map_or(line, |(_, path)| path).trim();
-    line.split_once(" (").map(|(path, _)| path).filter(|path| path.starts_with('/'))
+    /// A root with the command that answers and its libraries, and nothing else.
+    fn root(&self) -> Result<PathBuf, CountedError> {
+        let (tree, into) = (self.dir.path().join("root"), self.dir.path().join("root.erofs"));
+        for path in with_libraries(Path::new(lab::TRUE))? {
+            let copy = tree.join(path.strip_prefix("/").unwrap_or(&path));
+            let copied =
+                copy.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::copy(&path, &copy));
+            copied.map_err(|source| CountedError::Files { path: copy, source })?;
+        }
+        erofs::pack_directory(&tree, &into)?;
+        Ok(into)
+    }
+
+    /// Writes the initramfs; gives its size in MiB.
+    fn pack(&mut self, order: &Order, into: &Path) -> Result<u64, CountedError> {
+        let io = |source| CountedError::Files { path: into.to_owned(), source };
+        let order_file = self.dir.path().join("order.json");
+        let text = serde_json::to_vec(order).map_err(|error| io(error.into()))?;
+        std::fs::write(&order_file, text).map_err(io)?;
+        self.put(ORDER, &order_file);
+        self.files.sort();
+        self.files.dedup_by(|one, other| one.0 == other.0);
+        initramfs::pack(&self.files, into)?;
+        Ok(into.metadata().map_err(io)?.len().div_ceil(1 << 20))
+    }
+
+    /// Brings it there, and has the order obeyed.
+    fn travel(mut self, order: &Order, guests_mib: u64, counting: &Counting<'_>) -> Result<Report, CountedError> {
+        let Counting { cpu, cache, watch, .. } = *counting;
+        let kernel = kernel::ensure(cache, Flavour::Host, watch)?;
+        let archive = self.dir.path().join("bench.cpio");
+        let size_mib = self.pack(order, &archive)?;
+        let host = CountedHost {
+            kernel: &kernel,
+            initramfs: &archive,
+            mem_mib: MEM_MIB + guests_mib + 3 * size_mib,
+            silence_max: SILENCE_MAX,
+            cpu,
+            words: OsStr::new(WORDS),
+        };
+        let mut last = None;
+        let ran = host.run(&mut |line| match Word::read(line) {
+            Some(Word::Begin { what, total }) => watch.begin(&format!("{what} (in the emulated host)"), total),
+            Some(Word::At(done)) => watch.at(done),
+            Some(Word::End(note)) => watch.end(&note),
+            Some(word) => last = Some(word),
+            None => {}
+        });
+        match (last, ran) {
+            (Some(Word::Result(report)), _) => Ok(self.as_it_is_called_here(*report)),
+            (Some(Word::Failed(text)), _) => Err(CountedError::Inside { text }),
+            (_, Err(error)) => Err(error.into()),
+            (_, Ok(())) => Err(CountedError::NoResult),
+        }
+    }
+
+    /// The report with the files' names of this side.
+    fn as_it_is_called_here(&self, mut report: Report) -> Report {
+        for (there, here) in &self.files {
+            let (there, here) = (there.to_string_lossy(), here.to_string_lossy());
+            report.title = report.title.replace(&*there, &here);
+            report.options.values_mut().for_each(|value| *value = value.replace(&*there, &here));
+        }
+        report
+    }
 }
 
 #[cfg(test)]

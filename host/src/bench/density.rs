@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::greeting::since_us;
 use super::lab::{self, Ground, LabOptions};
 use super::memory::{self, Account};
-use super::{Aim, BenchError, Report, Sample, Series, Unit};
+use super::{Aim, BenchError, Jail, Report, Sample, Series, Unit};
 use crate::progress::Watch;
 use crate::run_dir;
 use crate::sandbox::Sandbox;
@@ -44,7 +44,7 @@ pub async fn density(options: &LabOptions, watch: &dyn Watch) -> Result<Report, 
     options.check()?;
     lab::allow_many_files();
     let ground = Ground::prepare(options, watch).await?;
-    let held = ground.hold().await?;
+    let held = ground.hold(Jail::On).await?;
     let (count, mem_mib) = (u64::from(options.runs), ground.template.record().config.mem_mib);
     let mut report = begin(options, mem_mib);
     let before = memory::machine();

@@ -12,7 +12,7 @@ use super::greeting::{Greeter, since_us};
 use super::lab::{self, Ground, LabOptions};
 use super::launch::{Payload, Started, prepare};
 use super::talk::{Talk, connect};
-use super::{BenchError, Contender, Report, Sample, Series, Unit};
+use super::{BenchError, Contender, Jail, Report, Sample, Series, Unit};
 use crate::monitor::VmmConfig;
 use crate::progress::Watch;
 use crate::run_dir;
@@ -82,7 +82,7 @@ impl Asked {
             disk: None,
             limit: options.limit,
         };
-        let mut contenders = vec![Contender::Midge { program: binaries::vmm()? }];
+        let mut contenders = vec![Contender::Midge { program: binaries::vmm()?, jail: Jail::On }];
         let mut peer = None;
         if let Some(program) = &options.firecracker {
             contenders.push(Contender::Firecracker { program: program.clone() });
@@ -104,7 +104,7 @@ pub async fn exec(options: &LabOptions, watch: &dyn Watch) -> Result<Report, Ben
     let ground = Ground::prepare(options, watch).await?;
     let config = &ground.template.record().config;
     let mut asked = tokio::task::block_in_place(|| Asked::boot(options, config))?;
-    let sandbox = ground.hold().await?.fork().await?;
+    let sandbox = ground.hold(Jail::On).await?.fork().await?;
     let title =
         format!("exec: of /bin/true in a running sandbox, n = {} in turn, {} MiB", options.runs, config.mem_mib);
     let mut report = Report::begin("exec", &title)

@@ -16,7 +16,7 @@ use super::greeting::{Greeter, since_us};
 use super::lab::{TRUE, Timed};
 use super::launch::{PEER_WORDS, Payload, Started, firecracker_config, firecracker_drive, prepare};
 use super::talk::{Talk, connect, welcome};
-use super::{BenchError, Sample};
+use super::{BenchError, Sample, exits};
 use crate::exec::Exec;
 use crate::monitor::VmmConfig;
 
@@ -94,9 +94,10 @@ impl Snapshot {
         run_true(&mut self.call(started)?, || started.is_late()).map_err(guest)?;
         stages.push(("answered".to_owned(), since_us(started.start)));
         let answered = Sample { value: stages.last().map_or(0, |(_, us)| *us), stages };
+        let exits = exits::of(started.child.id());
         let end = Instant::now();
         drop(restored.started);
-        Ok(Timed { answered, gone_us: Some(since_us(end)) })
+        Ok(Timed { answered, gone_us: Some(since_us(end)), exits })
     }
 
     /// A guest that runs; it needs the snapshot's files.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::firecracker::Snapshot;
 use super::lab::{self, Ground, LabOptions, Timed};
-use super::{Aim, BenchError, Report, Series, Unit};
+use super::{Aim, BenchError, Jail, Report, Series, Unit};
 use crate::progress::Watch;
 use crate::template::Held;
 
@@ -18,18 +18,21 @@ const GONE: &str =
 /// A way to a sandbox that answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    Fork,
-    Restore,
-    ColdBoot,
+    Fork(Jail),
+    Restore(Jail),
+    ColdBoot(Jail),
     Firecracker,
 }
 
 impl Way {
     fn name(self) -> &'static str {
         match self {
-            Self::Fork => "midge fork",
-            Self::Restore => "midge restore",
-            Self::ColdBoot => "midge cold boot",
+            Self::Fork(Jail::On) => "midge fork",
+            Self::Fork(Jail::Off) => "midge fork, no jail",
+            Self::Restore(Jail::On) => "midge restore",
+            Self::Restore(Jail::Off) => "midge restore, no jail",
+            Self::ColdBoot(Jail::On) => "midge cold boot",
+            Self::ColdBoot(Jail::Off) => "midge cold boot, no jail",
             Self::Firecracker => "firecracker",
         }
     }
@@ -40,6 +43,8 @@ struct Bed<'a> {
     options: &'a LabOptions,
     ground: Ground,
     held: Arc<Held>,
+    /// The same without its jail, if that is measured.
+    unjailed: Option<Arc<Held>>,
     peer: Option<Snapshot>,
     /// What is forgotten before each run.
     files: Vec<PathBuf>,
@@ -58,23 +63,32 @@ impl<'a> Bed<'a> {
             files = ground.files()?;
             files.extend(peer.iter().flat_map(Snapshot::files));
         }
-        let held = ground.hold().await?;
-        Ok(Self { options, ground, held, peer, files })
+        let held = ground.hold(Jail::On).await?;
+        let unjailed = match options.jail {
+            Jail::On => None,
+            Jail::Off => Some(ground.hold(Jail::Off).await?),
+        };
+        Ok(Self { options, ground, held, unjailed, peer, files })
     }
 
     /// The ways that are to be measured.
     fn ways(&self) -> Vec<Way> {
+        let ours = |jail| [Way::Fork(jail), Way::Restore(jail), Way::ColdBoot(jail)];
+        let bare = self.unjailed.iter().flat_map(|_| ours(Jail::Off));
         let peer = self.peer.as_ref().map(|_| Way::Firecracker);
-        [Way::Fork, Way::Restore, Way::ColdBoot].into_iter().chain(peer).collect()
+        ours(Jail::On).into_iter().chain(bare).chain(peer).collect()
     }
 
     async fn once(&self, way: Way) -> Result<Timed, BenchError> {
         lab::forget(&self.files);
         match way {
-            Way::Fork => lab::timed(self.held.fork().await?, "start").await,
-            Way::Restore => lab::timed(lab::restored(&self.ground).await?, "start").await,
+            Way::Fork(jail) => {
+                let held = self.unjailed.as_ref().filter(|_| jail == Jail::Off).unwrap_or(&self.held);
+                lab::timed(held.fork().await?, "start").await
+            }
+            Way::Restore(jail) => lab::timed(lab::restored(&self.ground, jail).await?, "start").await,
             // What the library looks for before it starts a monitor is not the boot's.
-            Way::ColdBoot => lab::timed(lab::cold_boot(self.options).await?, "spawn").await,
+            Way::ColdBoot(jail) => lab::timed(lab::cold_boot(self.options, jail).await?, "spawn").await,
             Way::Firecracker => match &self.peer {
                 Some(peer) => tokio::task::block_in_place(|| peer.once()),
                 None => Ok(Timed::default()),
@@ -98,7 +112,7 @@ impl<'a> Bed<'a> {
             .option("mem_mib", record.config.mem_mib)
             .option("kernel", kernel.unwrap_or_default())
             .option("template", options.template.as_deref().unwrap_or("made for the bench"))
-            .option("jail", "system-call filters and no_new_privs, as in every run")
+            .jail(options.jail)
             .event("answered", ANSWERED)
             .event("gone", GONE)
     }
@@ -122,8 +136,22 @@ impl<'a> Bed<'a> {
 
 fn add(report: &mut Report, who: &str, all: Vec<Timed>) {
     let gone: Vec<u64> = all.iter().filter_map(|timed| timed.gone_us).collect();
+    report.count(who, all.iter().map(|timed| &timed.exits));
     report.add(Series::new(who, "answered", Unit::Us, all.into_iter().map(|timed| timed.answered)));
     report.add(Series::new(who, "gone", Unit::Us, gone));
+}
+
+/// What follows from the medians.
+fn find(report: &mut Report) {
+    let of = |way: Way| (way.name(), "answered");
+    let ours = of(Way::Fork(Jail::On));
+    report.aim(ours.0, ours.1, Aim::AtMost(2.5));
+    report.ratio(ours, of(Way::ColdBoot(Jail::On)), Some(Aim::AtMost(0.1)));
+    report.ratio(ours, of(Way::Firecracker), Some(Aim::AtMost(0.2)));
+    report.ratio(ours, of(Way::Restore(Jail::On)), None);
+    for way in [Way::Fork, Way::Restore, Way::ColdBoot] {
+        report.ratio(of(way(Jail::On)), of(way(Jail::Off)), None);
+    }
 }
 
 /// Runs the bench of all ways to a sandbox.
@@ -164,11 +192,7 @@ pub async fn fork(options: &LabOptions, watch: &dyn Watch) -> Result<Report, Ben
     for (way, runs) in ways.iter().zip(all) {
         add(&mut report, way.name(), runs);
     }
-    let ours = (Way::Fork.name(), "answered");
-    report.aim(ours.0, ours.1, Aim::AtMost(2.5));
-    report.ratio(ours, (Way::ColdBoot.name(), "answered"), Some(Aim::AtMost(0.1)));
-    report.ratio(ours, (Way::Firecracker.name(), "answered"), Some(Aim::AtMost(0.2)));
-    report.ratio(ours, (Way::Restore.name(), "answered"), None);
+    find(&mut report);
     let levels: Vec<u32> = options.concurrency.iter().copied().filter(|level| *level > 1).collect();
     bed.crowds(&mut report, &levels, watch).await?;
     Ok(report.event("cycles", "forks that were made, answered and gone again, per second"))

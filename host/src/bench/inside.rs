@@ -1,29 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The far end of a counted bench: the first process of an emulated host, `midge` again. Finds everything in its
-//! initramfs, runs the bench as on any machine, prints the result as one line, and ends the machine.
+//! initramfs, runs the bench as on any machine, prints the report as one line, and ends the machine.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::boot::all_runs;
-use super::{BootOptions, Machine, Run};
+use super::{BenchError, BootOptions, LabOptions, Report, boot, fork};
 use crate::emulated::outpost::system;
 use crate::error::chain;
+use crate::progress::Watch;
 
-/// The bench's options, as JSON.
+/// What is to be done, as JSON.
 pub(super) const ORDER: &str = "/bench/order.json";
 /// Begins the lines on the console that are meant for the near end.
 const MARK: &str = "midge-bench: ";
 
-/// A line for the near end.
+/// Which bench, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    /// Of cold boots.
+    Boot(BootOptions),
+    /// Of forks, restores and boots of whole sandboxes.
+    Fork(LabOptions),
+}
+
+/// A line for the near end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Word {
-    /// So many boots are done.
-    Done(u32),
-    /// The end: where it ran, and the counted runs of each contender.
-    Result { machine: Machine, runs: Vec<Vec<Run>> },
+    /// A step begins, so long.
+    Begin { what: String, total: u64 },
+    /// So much of it is done.
+    At(u64),
+    /// It is over, with a note or none.
+    End(String),
+    /// The end: what was measured.
+    Result(Box<Report>),
     /// The end: why there is no result.
     Failed(String),
 }
@@ -35,9 +49,30 @@ impl Word {
         format!("{MARK}{}", serde_json::to_string(self).unwrap_or_default())
     }
 
+    fn say(&self) {
+        system::say(&self.line());
+    }
+
     /// Reads a line; `None` for one that is not meant for the near end.
     pub(super) fn read(line: &str) -> Option<Self> {
         serde_json::from_str(line.split_once(MARK)?.1).ok()
+    }
+}
+
+/// Tells the near end how far it is: a few bytes between two runs, which are over before the next one starts.
+struct Console;
+
+impl Watch for Console {
+    fn begin(&self, what: &str, total: u64) {
+        Word::Begin { what: what.to_owned(), total }.say();
+    }
+
+    fn at(&self, done: u64) {
+        Word::At(done).say();
+    }
+
+    fn end(&self, note: &str) {
+        Word::End(note.to_owned()).say();
     }
 }
 
@@ -49,21 +84,36 @@ pub fn is_called() -> bool {
 
 /// Runs the bench; returns never.
 pub fn main() -> ! {
-    let word = match run() {
-        Ok(runs) => Word::Result { machine: Machine::read(), runs },
+    match run() {
+        Ok(report) => Word::Result(Box::new(report)),
         Err(text) => Word::Failed(text),
-    };
-    system::say(&word.line());
+    }
+    .say();
     system::power_off()
 }
 
-fn run() -> Result<Vec<Vec<Run>>, String> {
+fn run() -> Result<Report, String> {
     system::mount_kernel().map_err(|error| error.to_string())?;
     let order = std::fs::read(ORDER).map_err(|error| format!("reading {ORDER}: {error}"))?;
-    let options: BootOptions = serde_json::from_slice(&order).map_err(|error| format!("reading {ORDER}: {error}"))?;
-    // A few bytes between two runs, which are over before the next one starts.
-    let mut progress = |done, _| system::say(&Word::Done(done).line());
-    all_runs(&options, &mut progress).map_err(|error| chain(&error))
+    let order = serde_json::from_slice(&order).map_err(|error| format!("reading {ORDER}: {error}"))?;
+    obey(&order).map_err(|error| chain(&error))
+}
+
+fn obey(order: &Order) -> Result<Report, BenchError> {
+    match order {
+        Order::Boot(options) => {
+            Console.begin("booting", u64::from(options.boots()));
+            let report = boot(options, &mut |done, _| Console.at(u64::from(done)));
+            Console.end("");
+            report
+        }
+        Order::Fork(options) => {
+            // One thread for one processor, as there would be by default.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let failed = |source| BenchError::Prepare { contender: "everybody", source };
+            runtime.map_err(failed)?.block_on(fork(options, &Console))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -72,13 +122,14 @@ mod tests {
 
     #[test]
     fn words_are_found_on_a_console_among_others() {
-        let result = Word::Result { machine: Machine::read(), runs: vec![vec![Run::default()], vec![]] };
-        for word in [Word::Done(3), Word::Failed("no\nway".into()), result] {
+        let result = Word::Result(Box::new(Report::begin("fork", "of \"something\"")));
+        let begin = Word::Begin { what: "booting".into(), total: 3 };
+        for word in [begin, Word::At(3), Word::End(String::new()), Word::Failed("no\nway".into()), result] {
             let line = word.line();
             assert!(!line.contains('\n'), "{line}");
             assert_eq!(Word::read(&format!("[ 1.23] {line}")), Some(word));
         }
-        for line in ["", "midge-bench: ", "midge-bench: {\"done\":-1}", "Kernel panic"] {
+        for line in ["", "midge-bench: ", "midge-bench: {\"at\":-1}", "Kernel panic"] {
             assert_eq!(Word::read(line), None, "{line}");
         }
     }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::{BenchError, Sample, check_runs};
+use super::{BenchError, Exits, Jail, Sample, check_runs, exits};
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
 use crate::exec::Exec;
@@ -25,15 +26,13 @@ use crate::timeline::{Source, Timeline};
 pub(super) const CONCURRENCY_MAX_COUNT: u32 = 10_000;
 /// The command whose end is the answer; by path, so that nothing is looked up.
 pub(super) const TRUE: &str = "/bin/true";
-/// Size of the writable disk of a bench's sandboxes.
-const DISK_MIB: u64 = 256;
 /// The stage that ends a measurement.
 const ANSWERED: &str = "answered";
 /// The stage at which a sandbox is told to end.
 const END_ASKED: &str = "end_asked";
 
 /// What to measure.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabOptions {
     /// Runs of each who takes part, at each level of concurrency; as many as the level at least.
     pub runs: u32,
@@ -45,8 +44,14 @@ pub struct LabOptions {
     pub firecracker: Option<PathBuf>,
     /// The guest kernel, for those who boot one; else what the library takes.
     pub kernel: Option<PathBuf>,
+    /// The root file system, as for a sandbox; else the base image.
+    pub image: Option<String>,
     /// Guest memory, in MiB.
     pub mem_mib: u64,
+    /// Size of a guest's writable disk, in MiB.
+    pub disk_mib: u64,
+    /// Whether forks, restores and boots are made without the jail as well, for what that costs.
+    pub jail: Jail,
     /// Whether files are dropped from the host's page cache before each run.
     pub is_cold: bool,
     /// Guest memory that is written to before a running sandbox is forked, in MiB.
@@ -64,7 +69,10 @@ impl LabOptions {
 
     /// A sandbox like those of the bench.
     pub(super) fn builder(&self) -> Builder {
-        let builder = Sandbox::builder().mem_mib(self.mem_mib).disk_mib(DISK_MIB);
+        let mut builder = Sandbox::builder().mem_mib(self.mem_mib).disk_mib(self.disk_mib);
+        if let Some(image) = &self.image {
+            builder = builder.image(image);
+        }
         match &self.kernel {
             Some(kernel) => builder.kernel(kernel),
             None => builder,
@@ -101,8 +109,8 @@ impl Ground {
         Ok(Self { template: made?, is_ours: true })
     }
 
-    pub(super) async fn hold(&self) -> Result<Arc<Held>, BenchError> {
-        Ok(Arc::new(self.template.hold().await?))
+    pub(super) async fn hold(&self, jail: Jail) -> Result<Arc<Held>, BenchError> {
+        Ok(Arc::new(self.template.clone().jail(jail).hold().await?))
     }
 
     /// Everything on disk that its sandboxes, or a boot of the same machine, read.
@@ -137,6 +145,8 @@ pub(super) struct Timed {
     pub(super) answered: Sample,
     /// From being told to end until its process was gone.
     pub(super) gone_us: Option<u64>,
+    /// Exits of its VM up to the answer, where the host's KVM shows them.
+    pub(super) exits: Exits,
 }
 
 /// Runs a command to its end.
@@ -153,9 +163,10 @@ pub(super) async fn timed(sandbox: Sandbox, start: &str) -> Result<Timed, BenchE
     let recorder = sandbox.recorder();
     answer(&sandbox).await?;
     recorder.note(ANSWERED);
+    let exits = sandbox.monitor_pid().map(exits::of).unwrap_or_default();
     recorder.note(END_ASKED);
     sandbox.kill().await;
-    Ok(read(&recorder.timeline(), start))
+    Ok(Timed { exits, ..read(&recorder.timeline(), start) })
 }
 
 fn read(timeline: &Timeline, start: &str) -> Timed {
@@ -166,7 +177,7 @@ fn read(timeline: &Timeline, start: &str) -> Timed {
     let named = inside.filter(|stage| stage.name != END_ASKED);
     let stages = named.map(|stage| (format!("{} {}", stage.source, stage.name), since(stage.at_us))).collect();
     let gone = at(END_ASKED).zip(at("reaped")).and_then(|(asked, gone)| u64::try_from(gone - asked).ok());
-    Timed { answered: Sample { value: since(to_us), stages }, gone_us: gone }
+    Timed { answered: Sample { value: since(to_us), stages }, gone_us: gone, exits: Exits::new() }
 }
 
 /// Many forks of one template: `level` at once, until `runs` have answered and are gone. Gives the time of all of it too.
@@ -213,13 +224,13 @@ pub(super) fn allow_many_files() {
 }
 
 /// The sandbox of a cold boot.
-pub(super) async fn cold_boot(options: &LabOptions) -> Result<Sandbox, BenchError> {
-    Ok(options.builder().start().await?)
+pub(super) async fn cold_boot(options: &LabOptions, jail: Jail) -> Result<Sandbox, BenchError> {
+    Ok(options.builder().jail(jail).start().await?)
 }
 
 /// A sandbox of a template in a process of its own, started over the template's files.
-pub(super) async fn restored(ground: &Ground) -> Result<Sandbox, BenchError> {
-    Ok(ground.template.start(Where::Auto, false).await?)
+pub(super) async fn restored(ground: &Ground, jail: Jail) -> Result<Sandbox, BenchError> {
+    Ok(ground.template.clone().jail(jail).start(Where::Auto, false).await?)
 }
 
 #[cfg(test)]
@@ -253,7 +264,10 @@ mod tests {
             template: None,
             firecracker: None,
             kernel: None,
+            image: None,
             mem_mib: 128,
+            disk_mib: 256,
+            jail: Jail::On,
             is_cold: false,
             touched_mib: 0,
             limit: Duration::from_secs(1),

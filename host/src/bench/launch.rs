@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{BenchError, Contender};
+use super::{BenchError, Contender, Jail};
 use crate::monitor::config::Console;
 use crate::monitor::{Disk, DiskMode, VmmConfig, Vsock};
 
@@ -77,7 +77,7 @@ impl Started {
     /// Starts a contender in `dir`.
     pub(super) fn contender(contender: &Contender, dir: &Path, payload: &Payload) -> Result<Self, BenchError> {
         match contender {
-            Contender::Midge { program } => midge(program, dir, payload),
+            Contender::Midge { program, jail } => midge((contender.name(), *jail), program, dir, payload),
             Contender::Firecracker { program } => firecracker(program, dir, payload),
             Contender::QemuMicrovm { program } => qemu(program, dir, payload),
         }
@@ -113,8 +113,12 @@ impl Started {
     }
 }
 
-fn midge(program: &Path, dir: &Path, payload: &Payload) -> Result<Started, BenchError> {
-    const WHO: &str = "midge";
+fn midge(
+    (who, jail): (&'static str, Jail),
+    program: &Path,
+    dir: &Path,
+    payload: &Payload,
+) -> Result<Started, BenchError> {
     let uds = dir.join("v.sock");
     let disks = payload.disk.iter().map(|path| Disk { path: path.clone(), mode: DiskMode::ReadOnly });
     let config = VmmConfig {
@@ -131,14 +135,15 @@ fn midge(program: &Path, dir: &Path, payload: &Payload) -> Result<Started, Bench
         disks: disks.collect(),
         vsock: Some(Vsock { guest_cid: 3, uds: uds.clone() }),
         console: Console::Off,
+        jail,
     };
-    let line = config.to_line().map_err(|error| prepare(WHO)(error.into()))?;
+    let line = config.to_line().map_err(|error| prepare(who)(error.into()))?;
     let mut command = Command::new(program);
     command.args(["--config", "-"]).stdin(Stdio::piped());
-    let mut started = Started::run(WHO, &mut command, uds, payload.limit)?;
+    let mut started = Started::run(who, &mut command, uds, payload.limit)?;
     started.lifeline = started.child.stdin.take();
     if let Some(lifeline) = &mut started.lifeline {
-        lifeline.write_all(line.as_bytes()).map_err(prepare(WHO))?;
+        lifeline.write_all(line.as_bytes()).map_err(prepare(who))?;
     }
     Ok(started)
 }

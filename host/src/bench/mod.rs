@@ -2,10 +2,10 @@
 //! `midge bench`: measuring, so that it can be believed and repeated. Every bench gives a [`Report`] with each of its samples.
 //!
 //! [`boot`], and what is below it, stands beside the sandbox, not above it: it starts monitor processes itself and talks to
-//! the agent with nothing in between, so that it times the monitor and the guest and not this crate. [`boot_counted`] does so
-//! in an emulated host whose clock counts instructions ([`inside`] is its far end). [`fork`] and the others of whole sandboxes
-//! ([`LabOptions`]) stand on the library as its users do; [`vsock`] and [`block`] boot a guest whose
-//! only program is [`guest`].
+//! the agent with nothing in between, so that it times the monitor and the guest and not this crate. [`fork`] and the others of
+//! whole sandboxes ([`LabOptions`]) stand on the library as its users do. [`boot_counted`] and [`fork_counted`] run them in an
+//! emulated host whose clock counts instructions ([`inside`] is its far end). [`vsock`] and [`block`] boot a guest whose only
+//! program is [`guest`].
 
 mod boot;
 mod budget;
@@ -26,6 +26,7 @@ mod live_fork;
 mod memory;
 mod page;
 mod plot;
+mod programs;
 mod report;
 mod stats;
 mod table;
@@ -37,10 +38,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use crate::machine::Machine;
+pub use crate::monitor::Jail;
 pub use boot::{BootOptions, Run, boot};
 pub use budget::{Budget, BudgetError};
 pub use contender::{Contender, ParseError};
-pub use counted::{CountedError, boot_counted};
+pub use counted::{CountedError, Counting, boot_counted, fork_counted};
 pub use density::density;
 pub use devices::{block, device_initramfs, vsock};
 pub use exec::exec;
@@ -67,6 +69,12 @@ pub enum Clock {
 }
 
 impl Clock {
+    /// The clock of the machine that this process runs on.
+    #[must_use]
+    pub fn here() -> Self {
+        if inside::is_called() { Self::Instructions } else { Self::Real }
+    }
+
     /// What a thousand of its microseconds are: milliseconds, or millions of instructions.
     #[must_use]
     pub fn unit(self) -> &'static str {

@@ -6,6 +6,7 @@
 //! `/init` works until the machine ends; the lines of its console are the answer. Knows nothing of what it runs.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -38,6 +39,8 @@ pub struct CountedHost<'a> {
     pub silence_max: Duration,
     /// Its processor, in QEMU's words: [`CPU`] unless another one is to be compared.
     pub cpu: &'a str,
+    /// More for its kernel's command line, each after a space; those with a `=` become the environment of `/init`.
+    pub words: &'a OsStr,
 }
 
 impl CountedHost<'_> {
@@ -63,7 +66,7 @@ impl CountedHost<'_> {
             cpus: 1,
             cpu: self.cpu,
             tsc_khz: TSC_KHZ,
-            words: std::ffi::OsString::new(),
+            words: self.words.to_owned(),
         });
         let clock = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm", "-seed", "1"];
         words.extend(clock.map(Into::into));
@@ -147,7 +150,14 @@ mod tests {
     use super::*;
 
     fn host(silence_max: Duration) -> CountedHost<'static> {
-        CountedHost { kernel: Path::new("/k"), initramfs: Path::new("/i"), mem_mib: 64, silence_max, cpu: CPU }
+        CountedHost {
+            kernel: Path::new("/k"),
+            initramfs: Path::new("/i"),
+            mem_mib: 64,
+            silence_max,
+            cpu: CPU,
+            words: OsStr::new(" A=b"),
+        }
     }
 
     fn run(script: &str, silence_max: Duration) -> (Vec<String>, Result<(), EmulatedError>) {
@@ -163,7 +173,10 @@ mod tests {
         let words = host(Duration::ZERO).arguments();
         let text = words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
         assert!(text.contains("-icount shift=0,sleep=off") && text.contains("thread=single"), "{text}");
-        assert!(text.contains("clock=vm") && text.contains("tsc_early_khz=1000000"), "{text}");
+        assert!(
+            text.contains("clock=vm") && text.contains("tsc_early_khz=1000000 no_timer_check nolapic_timer A=b"),
+            "{text}"
+        );
         assert!(!text.contains("-netdev") && !text.contains("-fsdev"), "{text}");
     }
 

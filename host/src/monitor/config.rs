@@ -42,6 +42,26 @@ pub struct VmmConfig {
     /// Whether its end tells which memory the guest has written to.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub track_writes: bool,
+    /// Whether the monitor's threads are locked in.
+    #[serde(default, skip_serializing_if = "Jail::is_on")]
+    pub jail: Jail,
+}
+
+/// The monitor's jail.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Jail {
+    /// On, as for every sandbox.
+    #[default]
+    On,
+    /// No system-call filters. Only a bench asks for this, of guests of its own, to measure what they cost.
+    Off,
+}
+
+impl Jail {
+    fn is_on(&self) -> bool {
+        *self == Self::On
+    }
 }
 
 /// The files of a snapshot.
@@ -153,9 +173,12 @@ mod tests {
             extra_msrs: Vec::new(),
             forkable: false,
             track_writes: false,
+            jail: Jail::On,
         };
         let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off","forkable":false}"#;
         assert_eq!(config.to_line().unwrap(), format!("{expected}\n"));
+        let off = VmmConfig { jail: Jail::Off, ..config }.to_line().unwrap();
+        assert_eq!(off, expected.replace("\"forkable\":false}", "\"forkable\":false,\"jail\":\"off\"}\n"));
     }
 
     #[test]
@@ -174,6 +197,7 @@ mod tests {
             extra_msrs: Vec::new(),
             forkable: false,
             track_writes: false,
+            jail: Jail::On,
         };
         assert_eq!(config.to_line().unwrap().matches('\n').count(), 1);
     }

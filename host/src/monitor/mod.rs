@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch as channel};
 use crate::orders::OrderError;
 use crate::timeline::Recorder;
 
-pub use config::{Disk, DiskMode, Restore, VmmConfig, Vsock};
+pub use config::{Disk, DiskMode, Jail, Restore, VmmConfig, Vsock};
 pub use end::{Cause, End};
 pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};

@@ -11,7 +11,7 @@ use super::choice::Where;
 use super::launch::Forking;
 use super::settings::Settings;
 use crate::error::Error;
-use crate::monitor::ConsoleSender;
+use crate::monitor::{ConsoleSender, Jail};
 use crate::progress::{Silent, Watch};
 use crate::workspace::PackLimits;
 
@@ -32,6 +32,7 @@ pub struct Builder {
     pub(super) watch: Arc<dyn Watch>,
     pub(super) forking: Forking,
     pub(super) behind: Duration,
+    pub(super) jail: Jail,
 }
 
 impl fmt::Debug for Builder {
@@ -56,6 +57,7 @@ impl Builder {
             watch: Arc::new(Silent),
             forking: Forking::default(),
             behind: Duration::ZERO,
+            jail: Jail::On,
         }
     }
 
@@ -146,6 +148,12 @@ impl Builder {
     /// `MIDGE_EXTRA_MSRS` lists, as hexadecimal numbers between commas.
     pub fn extra_msrs(mut self, registers: impl Into<Vec<u32>>) -> Self {
         self.forking.extra_msrs = registers.into();
+        self
+    }
+
+    /// Its monitor's jail is left off if `jail` says so: for benches, of guests of their own.
+    pub(crate) fn jail(mut self, jail: Jail) -> Self {
+        self.jail = jail;
         self
     }
 

@@ -19,7 +19,7 @@ use super::{Defaults, STOP, Sandbox};
 use crate::error::Error;
 use crate::link::{Identity, Limits, Link};
 use crate::monitor::config::Console;
-use crate::monitor::{ConsoleSender, Disk, DiskMode, Monitor, Place, VmmConfig, Vsock};
+use crate::monitor::{ConsoleSender, Disk, DiskMode, Jail, Monitor, Place, VmmConfig, Vsock};
 use crate::run_dir::RunDir;
 use crate::timeline::Recorder;
 use crate::workspace::Manifest;
@@ -59,6 +59,7 @@ pub(super) struct Launch {
     pub(super) forking: Forking,
     /// How far the guest's wall clock is behind the world's.
     pub(super) behind: Duration,
+    pub(super) jail: Jail,
 }
 
 /// What a sandbox needs to be forked.
@@ -79,6 +80,7 @@ impl Launch {
         let mut config = compose(&parts, &settings, overlay, &socket, with_console);
         config.forkable = self.forking.is_possible;
         config.extra_msrs = self.forking.extra_msrs;
+        config.jail = self.jail;
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, console).await?;
         describe(&run_dir, monitor.place_name(), monitor.pid(), &config, Lineage::BOOTED);
@@ -130,6 +132,7 @@ fn compose(parts: &Parts, settings: &Settings, overlay: DiskMode, socket: &Path,
         extra_msrs: Vec::new(),
         forkable: false,
         track_writes: false,
+        jail: Jail::On,
     }
 }
 

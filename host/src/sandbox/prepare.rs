@@ -31,7 +31,7 @@ impl Builder {
         self.kernel = self.kernel.or_else(kernel_from_environment);
         self.check(host_mib)?;
         let Self { settings, image, kernel, workspace, pack_limits, env, .. } = self;
-        let Self { user, console, place, watch, mut forking, behind, pack_into, .. } = self;
+        let Self { user, console, place, watch, mut forking, behind, pack_into, jail, .. } = self;
         let own_kernel = kernel.is_some();
         if forking.is_possible && forking.extra_msrs.is_empty() {
             forking.extra_msrs = extra_msrs_from_environment()?;
@@ -63,6 +63,7 @@ impl Builder {
             workspace: ready.workspace.map(Arc::new),
             forking,
             behind,
+            jail,
             place,
         };
         launch.start().await

@@ -48,6 +48,7 @@ fn launch(dir: &Path, place: Place, boot: Duration, recorder: &Recorder) -> Laun
     let root = Image { path: "/r".into(), fs: "erofs" };
     Launch {
         behind: Duration::ZERO,
+        jail: crate::monitor::Jail::On,
         forking: crate::sandbox::launch::Forking::default(),
         place,
         parts: Parts { kernel: "/k".into(), initramfs: "/i".into(), root, scratch: "/s".into(), workspace: None },

@@ -33,7 +33,7 @@ pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;
 use crate::error::{Error, Fault, HOLDING, STARTING};
-use crate::monitor::{Disk, DiskMode, Place, Resident, VmmConfig};
+use crate::monitor::{Disk, DiskMode, Jail, Place, Resident, VmmConfig};
 use crate::run_dir::{self, Kind, RunDir};
 use crate::sandbox::listing::{Lineage, describe};
 use crate::sandbox::twin::{Made, new_run_dir};
@@ -83,8 +83,16 @@ impl Template {
     /// [`Error::Prepare`] when there is none, or its record is damaged.
     pub fn open(name: &str) -> Result<Self, Error> {
         let store = store()?;
-        let record = store.read(name).map_err(failed)?;
+        let mut record = store.read(name).map_err(failed)?;
+        // Whatever a file says.
+        record.config.jail = Jail::On;
         Ok(Self { store, record })
+    }
+
+    /// The same; what is made of it has its monitor's jail left off if `jail` says so: for benches, of guests of their own.
+    pub(crate) fn jail(mut self, jail: Jail) -> Self {
+        self.record.config.jail = jail;
+        self
     }
 
     /// All templates, by name.

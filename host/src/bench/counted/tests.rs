@@ -3,75 +3,123 @@
 
 use super::*;
 use crate::emulated::counted::CPU;
+use crate::monitor::Jail;
 use crate::progress::Silent;
 
-fn options(dir: &Path) -> BootOptions {
-    let file = |name: &str| {
-        let path = dir.join(name);
+/// A machine of small files that say their names.
+struct Rig {
+    dir: tempfile::TempDir,
+    cache: Cache,
+    midge: PathBuf,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::at(&dir.path().join("cache")).unwrap();
+    let midge = dir.path().join("midge-here");
+    std::fs::write(&midge, "midge-here").unwrap();
+    Rig { dir, cache, midge }
+}
+
+impl Rig {
+    fn file(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
         std::fs::write(&path, name).unwrap();
         path
-    };
-    BootOptions {
-        runs: 2,
-        vmm: file("vmm-here"),
-        against: vec![Contender::Firecracker { program: file("fire-here") }],
-        kernel: file("kernel-here"),
-        initramfs: file("agent-here"),
-        mem_mib: 128,
-        limit: Duration::from_secs(20),
+    }
+
+    fn counting(&self) -> Counting<'_> {
+        Counting { cpu: CPU, cache: &self.cache, midge: &self.midge, watch: &Silent }
+    }
+
+    fn boots(&self) -> BootOptions {
+        BootOptions {
+            runs: 2,
+            vmm: self.file("vmm-here"),
+            against: vec![Contender::Firecracker { program: self.file("fire-here") }],
+            kernel: self.file("kernel-here"),
+            initramfs: self.file("agent-here"),
+            mem_mib: 128,
+            jail: Jail::On,
+            limit: Duration::from_secs(20),
+        }
+    }
+
+    fn forks(&self) -> LabOptions {
+        LabOptions {
+            runs: 2,
+            concurrency: vec![1],
+            template: None,
+            firecracker: Some(self.file("fire-here")),
+            kernel: Some(self.file("kernel-here")),
+            image: None,
+            mem_mib: 128,
+            disk_mib: 256,
+            is_cold: false,
+            jail: Jail::On,
+            touched_mib: 0,
+            limit: Duration::from_secs(20),
+        }
+    }
+
+    /// The archive of an order, as text.
+    fn packed(&self, luggage: &mut Luggage, order: &Order) -> String {
+        let into = self.dir.path().join("archive");
+        luggage.pack(order, &into).unwrap();
+        String::from_utf8_lossy(&std::fs::read(into).unwrap()).into_owned()
     }
 }
 
 #[test]
 fn order_names_what_is_packed_beside_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let midge = dir.path().join("midge-here");
-    std::fs::write(&midge, "midge-here").unwrap();
-    let into = dir.path().join("archive");
-    pack(&options(dir.path()), &midge, dir.path(), &into).unwrap();
-    let order: BootOptions = serde_json::from_slice(&std::fs::read(dir.path().join("order.json")).unwrap()).unwrap();
-    assert_eq!((order.runs, order.kernel.as_path()), (2, Path::new("/bench/vmlinux")));
-    let [Contender::Firecracker { program }] = &order.against[..] else { panic!("{order:?}") };
-    let bytes = std::fs::read(&into).unwrap();
-    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-    for name in [&order.kernel, &order.initramfs, &order.vmm, program] {
-        assert!(has(name.to_str().unwrap().trim_start_matches('/')), "{name:?} is not packed");
+    let rig = rig();
+    let mut luggage = Luggage::new(&rig.counting()).unwrap();
+    let there = luggage.for_boots(&rig.boots()).unwrap();
+    assert_eq!((there.runs, there.kernel.as_path()), (2, Path::new("/bench/vmlinux")));
+    let [Contender::Firecracker { program }] = &there.against[..] else { panic!("{there:?}") };
+    let archive = rig.packed(&mut luggage, &Order::Boot(there.clone()));
+    for name in [&there.kernel, &there.initramfs, &there.vmm, program, &PathBuf::from(ORDER)] {
+        assert!(archive.contains(name.to_str().unwrap().trim_start_matches('/')), "{name:?} is not packed");
     }
     for content in ["vmm-here", "fire-here", "kernel-here", "agent-here", "midge-here"] {
-        assert!(has(content), "{content}");
+        assert!(archive.contains(content), "{content}");
     }
 }
 
 #[test]
-fn program_that_is_missing_is_named_before_anything_starts() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::at(&dir.path().join("cache")).unwrap();
-    let mut options = options(dir.path());
-    options.runs = 0;
-    let error = boot_counted(&options, CPU, &cache, Path::new("/m"), &Silent).unwrap_err();
+fn forks_bring_their_root_and_what_the_library_looks_for() {
+    let rig = rig();
+    let mut luggage = Luggage::new(&rig.counting()).unwrap();
+    // Any static program will do.
+    let agent = std::env::current_exe().unwrap();
+    let there = luggage.for_forks(&rig.forks(), &rig.file("vmm-here"), &agent, &rig.counting()).unwrap();
+    let names: Vec<_> = luggage.files.iter().map(|(there, _)| there.to_str().unwrap()).collect();
+    for name in ["/init", "/bench/vmlinux", "/bench/midge-vmm", "/bench/midge-agent", "/bench/root.erofs"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    assert!(names.iter().any(|name| name.starts_with("/bench/cache/scratch/32-")), "{names:?}");
+    assert!(names.iter().any(|name| name.starts_with("/bench/cache/initramfs/")), "{names:?}");
+    assert_eq!((there.image.as_deref(), there.disk_mib), (Some("/bench/root.erofs"), DISK_MIB));
+    assert!([VMM, AGENT, CACHE].iter().all(|path| path.starts_with(DIR) && WORDS.contains(path)));
+    assert!(luggage.dir.path().join("root/bin/true").is_file());
+}
+
+#[test]
+fn reports_call_files_as_they_are_called_here() {
+    let rig = rig();
+    let mut luggage = Luggage::new(&rig.counting()).unwrap();
+    luggage.put("vmlinux", Path::new("/here/kernel"));
+    let report = Report::begin("boot", "kernel /bench/vmlinux").option("kernel", "/bench/vmlinux");
+    let report = luggage.as_it_is_called_here(report);
+    assert_eq!((report.title.as_str(), report.options["kernel"].as_str()), ("kernel /here/kernel", "/here/kernel"));
+}
+
+#[test]
+fn runs_that_make_no_sense_are_refused_before_anything_starts() {
+    let rig = rig();
+    let error = boot_counted(&BootOptions { runs: 0, ..rig.boots() }, &rig.counting()).unwrap_err();
     assert!(matches!(error, CountedError::Bench(BenchError::Runs { .. })), "{error}");
-    let text = find(Path::new("/nonexistent/fire")).unwrap_err().to_string();
-    assert!(text.contains("/nonexistent/fire") && text.contains("No such file"), "{text}");
-    assert!(find(Path::new("no-such-program-anywhere")).is_err());
-}
-
-#[test]
-fn libraries_are_read_from_what_ldd_prints() {
-    assert_eq!(
-        library("\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)"),
-        Some("/lib/x86_64-linux-gnu/libc.so.6")
-    );
-    assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)"), Some("/lib64/ld-linux-x86-64.so.2"));
-    for line in ["\tlinux-vdso.so.1 (0x00007ffc)", "\tstatically linked", "", "\tnot a dynamic executable"] {
-        assert_eq!(library(line), None, "{line}");
-    }
-}
-
-#[test]
-fn shell_is_found_with_its_libraries() {
-    let shell = find(Path::new("sh")).unwrap();
-    assert!(shell.is_absolute());
-    let needs = needs(&Contender::Firecracker { program: shell.clone() }, &shell).unwrap();
-    assert!(needs.iter().any(|(_, from)| *from == shell));
-    assert!(needs.iter().all(|(_, from)| from.exists()), "{needs:?}");
+    let forks = LabOptions { runs: 0, ..rig.forks() };
+    let error = fork_counted(&forks, Path::new("/v"), Path::new("/a"), &rig.counting()).unwrap_err();
+    assert!(matches!(error, CountedError::Bench(BenchError::Runs { .. })), "{error}");
 }

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use midge::bench::{BootOptions, Budget, Contender, Report, boot, boot_counted};
+use midge::bench::{BootOptions, Contender, Report, boot, boot_counted};
 use midge::cache::Cache;
-use midge::emulated::counted::CPU;
 use midge::initramfs;
 use midge::kernel::{self, Flavour};
 use midge::progress::{Bar, Watch};
 use midge::sandbox::binaries;
 
-use super::{Failure, Output, print};
+use super::counted::{COUNTED_RUNS, CountedArgs, JailArgs};
+use super::{Failure, Output};
 
 const NOTES: &str = "Every contender boots the same kernel with the same initramfs (the agent, nothing else), with one vCPU \
 and no disk, in turn, after one uncounted run each. The clock starts right before the monitor's process is made. First \
@@ -33,23 +33,11 @@ pub(super) struct BootArgs {
     #[arg(short = 'n', long = "runs", value_name = "N")]
     runs: Option<u32>,
 
-    /// Count instructions in an emulated host instead of timing on this machine's KVM
-    #[arg(long)]
-    emulated: bool,
+    #[command(flatten)]
+    counted: CountedArgs,
 
-    /// The emulated host's processor, in QEMU's words. The default hides that it copies quickly byte by byte, as each
-    /// byte would count as an instruction
-    #[arg(long, value_name = "CPU", requires = "emulated", conflicts_with_all = ["budget", "write_budget"],
-        default_value = CPU)]
-    emulated_cpu: String,
-
-    /// Fail when Midge's boot takes more instructions or exits than this file allows
-    #[arg(long, value_name = "FILE", requires = "emulated")]
-    budget: Option<PathBuf>,
-
-    /// Write such a file from what was measured
-    #[arg(long, value_name = "FILE", requires = "emulated", conflicts_with = "budget")]
-    write_budget: Option<PathBuf>,
+    #[command(flatten)]
+    jail: JailArgs,
 
     /// Who to compare with: qemu-microvm, qemu-microvm=PATH or firecracker=PATH. Can be given more than once
     #[arg(long, value_name = "WHO")]
@@ -73,15 +61,10 @@ pub(super) struct BootArgs {
 
 /// Runs it and tells the result.
 pub(super) fn main(args: &BootArgs) -> Result<(), Failure> {
+    args.counted.check(&args.jail)?;
     let report = measure(args)?;
     args.output.deliver(&report)?;
-    if let Some(path) = &args.write_budget {
-        Budget::of(&report)?.write(path)?;
-    }
-    match &args.budget {
-        Some(path) => print(&format!("\n{}\n", Budget::hold(path, &report)?)),
-        None => Ok(()),
-    }
+    args.counted.hold(&report)
 }
 
 fn measure(args: &BootArgs) -> Result<Report, Failure> {
@@ -92,16 +75,18 @@ fn measure(args: &BootArgs) -> Result<Report, Failure> {
         None => kernel::ensure(&cache, Flavour::Guest, &bar)?,
     };
     let options = BootOptions {
-        runs: args.runs.unwrap_or(if args.emulated { 5 } else { 30 }),
+        runs: args.runs.unwrap_or(if args.counted.emulated { COUNTED_RUNS } else { 30 }),
         vmm: binaries::vmm()?,
         against: args.vs.clone(),
         kernel,
         initramfs: initramfs::ensure(&cache, &binaries::agent()?)?,
         mem_mib: args.mem,
+        jail: args.jail.jail(),
         limit: Duration::from_secs(args.limit.max(1)),
     };
-    if args.emulated {
-        return Ok(boot_counted(&options, &args.emulated_cpu, &cache, &binaries::midge()?, &bar)?);
+    if args.counted.emulated {
+        let midge = binaries::midge()?;
+        return Ok(boot_counted(&options, &args.counted.counting(&cache, &midge, &bar))?);
     }
     bar.begin("booting", u64::from(options.boots()));
     let report = boot(&options, &mut |done, _| bar.at(u64::from(done)));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use midge::bench::{BenchError, BootOptions, Contender, Report, device_initramfs};
+use midge::bench::{BenchError, BootOptions, Contender, Jail, Report, device_initramfs};
 use midge::cache::Cache;
 use midge::kernel::{self, Flavour};
 use midge::progress::{Bar, Watch};
@@ -59,6 +59,7 @@ pub(super) fn main(measure: Measure, args: &DeviceArgs) -> Result<(), Failure> {
         kernel,
         initramfs: device_initramfs(&binaries::midge()?, dir.path())?,
         mem_mib: args.mem,
+        jail: Jail::On,
         limit: Duration::from_secs(args.limit.max(1)),
     };
     bar.begin("asking everybody in turn", u64::from(args.runs) + 1);

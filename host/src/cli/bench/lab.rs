@@ -5,11 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use midge::bench::{Contender, LabOptions, Report, density, exec, fork, live_fork, rate};
+use midge::bench::{Contender, Jail, LabOptions, Report, density, exec, fork, fork_counted, live_fork, rate};
+use midge::cache::Cache;
 use midge::progress::Bar;
+use midge::sandbox::binaries;
 
+use super::counted::{COUNTED_RUNS, CountedArgs, JailArgs};
 use super::{Failure, Output};
 use crate::cli::run;
+
+/// Size of the writable disk of a bench's sandboxes.
+const DISK_MIB: u64 = 256;
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +61,10 @@ pub(super) struct LabArgs {
     #[arg(long, value_name = "FILE", env = "MIDGE_KERNEL", hide_env_values = true)]
     kernel: Option<PathBuf>,
 
+    /// Image of the guest, as for midge run [default: base]
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+
     /// Memory of the guest
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     mem: u64,
@@ -66,9 +76,29 @@ pub(super) struct LabArgs {
     #[command(flatten)]
     output: Output,
 
-    /// Longest a single run may take
+    /// Longest a run of who is compared may take; what Midge waits for has limits of its own
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     limit: u64,
+}
+
+const FORK_NOTES: &str = "A template is made once and held in memory. Then, in turn: a fork of it, a start from its files, a cold boot of \
+the same machine, and with --vs Firecracker's snapshot load; each from being asked for to the exit status of /bin/true.\n\n\
+With --emulated all of it happens in an emulated host whose clock counts instructions: slow, but the figures come out the \
+same on every run however busy the machine is, and can be held against a budget. The guest's root then is /bin/true with \
+its libraries, of this machine, and nothing else. What hardware spends on entering and leaving a guest is not in the figures, \
+so KVM's counts of exits are printed beside.";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = FORK_NOTES)]
+pub(super) struct ForkArgs {
+    #[command(flatten)]
+    lab: LabArgs,
+
+    #[command(flatten)]
+    counted: CountedArgs,
+
+    #[command(flatten)]
+    jail: JailArgs,
 }
 
 /// The program of the only one that has snapshots.
@@ -88,7 +118,10 @@ impl LabArgs {
             template: self.template.clone(),
             firecracker: self.vs.clone(),
             kernel: self.kernel.clone(),
+            image: self.image.clone(),
             mem_mib: self.mem,
+            disk_mib: DISK_MIB,
+            jail: Jail::On,
             is_cold: self.cache == PageCache::Cold,
             touched_mib: self.touched,
             limit: Duration::from_secs(self.limit.max(1)),
@@ -96,17 +129,44 @@ impl LabArgs {
     }
 }
 
+/// Times or counts forks, and tells the result.
+pub(super) fn fork_main(args: &ForkArgs) -> Result<(), Failure> {
+    args.counted.check(&args.jail)?;
+    let mut options = LabOptions { jail: args.jail.jail(), ..args.lab.options(Which::Fork) };
+    if !args.counted.emulated {
+        return measure(Which::Fork, &args.lab, &options);
+    }
+    options.runs = args.lab.runs.unwrap_or(COUNTED_RUNS);
+    let unknown = [
+        ("--template", options.template.is_some()),
+        ("--image", options.image.is_some()),
+        ("--cache cold", options.is_cold),
+    ];
+    if let Some((flag, _)) = unknown.iter().find(|(_, is_given)| *is_given) {
+        return Err(format!("{flag} makes no sense with --emulated: everything is made there, in memory").into());
+    }
+    let cache = Cache::open()?;
+    let (midge, vmm, agent) = (binaries::midge()?, binaries::vmm()?, binaries::agent()?);
+    let bar = Bar::new();
+    let report = fork_counted(&options, &vmm, &agent, &args.counted.counting(&cache, &midge, &bar))?;
+    args.lab.output.deliver(&report)?;
+    args.counted.hold(&report)
+}
+
 /// Runs it and tells the result. An interrupt ends it, and nothing of it stays.
 pub(super) fn main(which: Which, args: &LabArgs) -> Result<(), Failure> {
-    let options = args.options(which);
+    measure(which, args, &args.options(which))
+}
+
+fn measure(which: Which, args: &LabArgs, options: &LabOptions) -> Result<(), Failure> {
     let bar = Bar::new();
     let work = async {
         match which {
-            Which::Fork => fork(&options, &bar).await,
-            Which::LiveFork => live_fork(&options, &bar).await,
-            Which::Exec => exec(&options, &bar).await,
-            Which::Rate => rate(&options, &bar).await,
-            Which::Density => density(&options, &bar).await,
+            Which::Fork => fork(options, &bar).await,
+            Which::LiveFork => live_fork(options, &bar).await,
+            Which::Exec => exec(options, &bar).await,
+            Which::Rate => rate(options, &bar).await,
+            Which::Density => density(options, &bar).await,
         }
     };
     let measured = run::until_interrupted(work);

@@ -2,6 +2,7 @@
 //! `midge bench`: the flags, and where the results go. The measuring is the library's.
 
 mod boot;
+mod counted;
 mod devices;
 mod lab;
 
@@ -26,7 +27,7 @@ enum Bench {
     /// Time cold boots, beside other monitors if they are named
     Boot(boot::BootArgs),
     /// Time forks of a template to their first answered command, beside restores and cold boots
-    Fork(lab::LabArgs),
+    Fork(lab::ForkArgs),
     /// Time how long a running sandbox stands still to be forked, and until both answer
     LiveFork(lab::LabArgs),
     /// Time commands and pings in a sandbox that runs already
@@ -76,7 +77,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn main(args: BenchArgs) -> u8 {
     let done = match args.bench {
         Bench::Boot(args) => boot::main(&args),
-        Bench::Fork(args) => lab::main(Which::Fork, &args),
+        Bench::Fork(args) => lab::fork_main(&args),
         Bench::LiveFork(args) => lab::main(Which::LiveFork, &args),
         Bench::Exec(args) => lab::main(Which::Exec, &args),
         Bench::Density(args) => lab::main(Which::Density, &args),

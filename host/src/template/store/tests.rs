@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::monitor::config::Console;
-use crate::monitor::{Disk, DiskMode};
+use crate::monitor::{Disk, DiskMode, Jail};
 use crate::workspace::{PackLimits, pack};
 
 struct Rig {
@@ -40,6 +40,7 @@ impl Rig {
             extra_msrs: vec![1],
             forkable: true,
             track_writes: false,
+            jail: Jail::On,
         };
         Record {
             version: VERSION,
