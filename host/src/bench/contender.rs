@@ -58,6 +58,12 @@ impl Contender {
         }
     }
 
+    /// Whether its guests have vsock; QEMU's would need the host's vhost.
+    #[must_use]
+    pub fn has_vsock(&self) -> bool {
+        !matches!(self, Self::QemuMicrovm { .. })
+    }
+
     /// The same monitor at another path.
     #[must_use]
     pub fn at(&self, program: PathBuf) -> Self {

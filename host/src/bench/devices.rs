@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `midge bench vsock` and `block`: what the two devices move, beside Firecracker's, each guest alive all the time and
+//! `midge bench vsock` and `block`: what the two devices move, beside those of others, each guest alive all the time and
 //! asked in turn. The guest's side is [`guest`](super::guest), the same for all; the clock is the host's.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -49,7 +49,8 @@ pub fn device_initramfs(midge: &Path, dir: &Path) -> Result<PathBuf, InitramfsEr
 struct Peer {
     started: Started,
     orders: BufReader<UnixStream>,
-    stream: UnixStream,
+    /// Where bytes are moved; none in a guest without vsock.
+    stream: Option<UnixStream>,
     told: Option<Order>,
     /// Bytes of the guest's that it never sent.
     surplus: u64,
@@ -64,15 +65,26 @@ impl Peer {
         let (orders, bytes) = (listen(&uds, ORDERS_PORT), listen(&uds, BYTES_PORT));
         let (orders, bytes) = (orders.map_err(prepare(who))?, bytes.map_err(prepare(who))?);
         let mut started = Started::contender(contender, dir.path(), payload)?;
-        match [orders, bytes].map(|listener| accept(&listener, || started.is_late())) {
-            [Ok(Some(orders)), Ok(Some(stream))] => {
-                let limited = [&orders, &stream].map(|stream| stream.set_read_timeout(Some(payload.limit)));
-                limited.into_iter().collect::<Result<(), _>>().map_err(prepare(who))?;
-                Ok(Self { started, orders: BufReader::new(orders), stream, told: None, surplus: 0, _dir: dir })
-            }
-            [Err(error), _] | [_, Err(error)] => Err(prepare(who)(error)),
-            _ => Err(started.late()),
+        let listeners = if contender.has_vsock() { vec![orders, bytes] } else { vec![orders] };
+        let mut streams = Vec::new();
+        for listener in listeners {
+            let Some(stream) = accept(&listener, || started.is_late()).map_err(prepare(who))? else {
+                return Err(started.late());
+            };
+            stream.set_read_timeout(Some(payload.limit)).map_err(prepare(who))?;
+            streams.push(stream);
         }
+        let mut streams = streams.into_iter();
+        let Some(orders) = streams.next() else { return Err(started.late()) };
+        let (orders, stream) = (BufReader::new(orders), streams.next());
+        let mut peer = Self { started, orders, stream, told: None, surplus: 0, _dir: dir };
+        peer.done()?;
+        Ok(peer)
+    }
+
+    fn stream(&mut self) -> Result<&mut UnixStream, BenchError> {
+        let failed = self.failed("moving bytes without vsock");
+        self.stream.as_mut().ok_or_else(|| failed(std::io::ErrorKind::NotConnected.into()))
     }
 
     fn failed(&self, what: &str) -> impl Fn(std::io::Error) -> BenchError + use<> {
@@ -99,10 +111,12 @@ impl Peer {
     fn sent_by_guest(&mut self) -> Result<u64, BenchError> {
         let start = Instant::now();
         self.order(Order::Send { bytes: STREAM_BYTES })?;
-        guest::receive(&mut self.stream, STREAM_BYTES).map_err(self.failed("reading from the guest"))?;
+        guest::receive(self.stream()?, STREAM_BYTES).map_err(self.failed("reading from the guest"))?;
         let took = since_us(start);
-        self.surplus += drain(&mut self.stream, self.orders.get_ref())
-            .map_err(self.failed("reading what else comes from the guest"))?;
+        let failed = self.failed("reading what else comes from the guest");
+        if let Some(stream) = &mut self.stream {
+            self.surplus += drain(stream, self.orders.get_ref()).map_err(failed)?;
+        }
         self.done()?;
         Ok(kib_per_s(STREAM_BYTES, took))
     }
@@ -111,7 +125,7 @@ impl Peer {
     fn taken_by_guest(&mut self) -> Result<u64, BenchError> {
         self.order(Order::Receive { bytes: STREAM_BYTES })?;
         let start = Instant::now();
-        guest::send(&mut self.stream, STREAM_BYTES).map_err(self.failed("writing to the guest"))?;
+        guest::send(self.stream()?, STREAM_BYTES).map_err(self.failed("writing to the guest"))?;
         self.done()?;
         Ok(kib_per_s(STREAM_BYTES, since_us(start)))
     }
@@ -121,8 +135,9 @@ impl Peer {
         self.order(Order::Echo { count: ECHO_COUNT })?;
         let (mut byte, mut all) = ([0], Vec::new());
         for _ in 0..ECHO_COUNT {
+            let stream = self.stream()?;
             let start = Instant::now();
-            let echoed = self.stream.write_all(&[ECHOED]).and_then(|()| self.stream.read_exact(&mut byte));
+            let echoed = stream.write_all(&[ECHOED]).and_then(|()| stream.read_exact(&mut byte));
             echoed.map_err(self.failed("sending a byte there and back"))?;
             if byte != [ECHOED] {
                 return Err(self.failed("sending a byte there and back")(std::io::ErrorKind::InvalidData.into()));
@@ -201,10 +216,12 @@ fn begin(bench: &str, what: &str, options: &BootOptions) -> Report {
         .event("guest", "the same program in every guest; the clock is the host's")
 }
 
-/// Every quantity of ours over Firecracker's: at least the same where more is better.
-fn compare(report: &mut Report, whats: &[(&str, Aim)]) {
-    for (what, aim) in whats {
-        report.ratio(("midge", what), ("firecracker", what), Some(*aim));
+/// Every quantity of ours over that of each other: at least the same where more is better.
+fn compare(report: &mut Report, peers: &[Peer], whats: &[(&str, Aim)]) {
+    for other in peers.iter().skip(1) {
+        for (what, aim) in whats {
+            report.ratio(("midge", what), (other.started.who, what), Some(*aim));
+        }
     }
 }
 
@@ -235,7 +252,7 @@ pub fn vsock(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Resul
         report.add(Series::new(who, "round_trip", Unit::Us, found.into_iter().flat_map(|found| found.2)));
     }
     let (more, less) = (Aim::AtLeast(1.0), Aim::AtMost(1.0));
-    compare(&mut report, &[("from_guest", more), ("to_guest", more), ("round_trip", less)]);
+    compare(&mut report, &peers, &[("from_guest", more), ("to_guest", more), ("round_trip", less)]);
     Ok(report)
 }
 
@@ -249,7 +266,8 @@ pub fn block(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Resul
             "random",
             "reads of 4 KiB at random places, one at a time, from the order to the guest's word that it is done",
         )
-        .event("sequential", "reads of 1 MiB one after the other, measured likewise");
+        .event("sequential", "reads of 1 MiB one after the other, measured likewise")
+        .event("qemu-microvm", "has no vsock: its guest takes orders, some 60 bytes each, on a serial port");
     let failed = prepare("every contender");
     let dir = tempfile::Builder::new().prefix("midge-bench-").tempdir().map_err(&failed)?;
     let disk = dir.path().join("disk");
@@ -264,7 +282,7 @@ pub fn block(options: &BootOptions, progress: &mut dyn FnMut(u32, u32)) -> Resul
         report.add(Series::new(peer.started.who, "random", Unit::PerS, found.iter().map(|found| found.0)));
         report.add(Series::new(peer.started.who, "sequential", Unit::KibPerS, found.iter().map(|found| found.1)));
     }
-    compare(&mut report, &[("random", Aim::AtLeast(1.0)), ("sequential", Aim::AtLeast(1.0))]);
+    compare(&mut report, &peers, &[("random", Aim::AtLeast(1.0)), ("sequential", Aim::AtLeast(1.0))]);
     Ok(report)
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The guest's side of the benches of devices: the first process of a guest whose initramfs was made for them, `midge`
-//! once more. It moves bytes over vsock and reads its disk, as it is told. No agent has any of this.
+//! once more. It moves bytes over vsock and reads its disk, as it is told: over vsock, or a serial port where there is none.
+//! No agent has any of this.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -22,6 +24,8 @@ pub(super) const MARK: &str = "/bench/guest";
 pub(super) const ORDERS_PORT: u32 = 1100;
 /// Where it opens the stream on which bytes are moved.
 pub(super) const BYTES_PORT: u32 = 1101;
+/// The variable that names the serial port where orders come if there is no vsock.
+pub(super) const ORDERS_VARIABLE: &str = "MIDGE_BENCH_ORDERS";
 /// What is written to a stream, and read from it, in one call.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// The host, for every guest.
@@ -30,7 +34,8 @@ const DISK: &str = "/dev/vda";
 /// What direct reads of a disk are aligned to.
 const ALIGN_BYTES: usize = 4096;
 
-/// What the guest is to do, a line of JSON; it answers with an empty line when it is done.
+/// What the guest is to do, a line of JSON; it answers with an empty line when it is done, and with one when it is ready for
+/// its first order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
@@ -68,34 +73,54 @@ fn connect(port: u32) -> io::Result<UnixStream> {
 
 fn serve() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None)?;
-    let mut answers = connect(ORDERS_PORT)?;
-    let mut stream = connect(BYTES_PORT)?;
-    let orders = BufReader::new(answers.try_clone()?);
+    if let Some(path) = std::env::var_os(ORDERS_VARIABLE) {
+        let port = serial(Path::new(&path))?;
+        return obey_all(BufReader::new(port.try_clone()?), port, None);
+    }
+    let answers = connect(ORDERS_PORT)?;
+    let stream = connect(BYTES_PORT)?;
+    obey_all(BufReader::new(answers.try_clone()?), answers, Some(stream))
+}
+
+/// A serial port that changes no byte and sends none back.
+fn serial(path: &Path) -> io::Result<File> {
+    let port = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut settings = tcgetattr(&port)?;
+    settings.make_raw();
+    tcsetattr(&port, OptionalActions::Now, &settings)?;
+    Ok(port)
+}
+
+fn obey_all(orders: impl BufRead, mut answers: impl Write, mut stream: Option<UnixStream>) -> io::Result<()> {
+    answers.write_all(b"\n")?;
     for line in orders.lines() {
-        obey(serde_json::from_str(&line?)?, &mut stream)?;
+        obey(serde_json::from_str(&line?)?, stream.as_mut())?;
         answers.write_all(b"\n")?;
     }
     Ok(())
 }
 
-fn obey(order: Order, stream: &mut UnixStream) -> io::Result<()> {
+fn obey(order: Order, stream: Option<&mut UnixStream>) -> io::Result<()> {
+    let moved = || stream.ok_or_else(|| io::Error::other("there is no stream to move bytes on"));
     match order {
-        Order::Send { bytes } => send(stream, bytes),
-        Order::Receive { bytes } => receive(stream, bytes),
-        Order::Echo { count } => {
-            let mut byte = [0];
-            for _ in 0..count {
-                stream.read_exact(&mut byte)?;
-                stream.write_all(&byte)?;
-            }
-            Ok(())
-        }
+        Order::Send { bytes } => send(moved()?, bytes),
+        Order::Receive { bytes } => receive(moved()?, bytes),
+        Order::Echo { count } => echo(moved()?, count),
         Order::Read { count, bytes, is_random } => {
             let direct = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
             let disk = OpenOptions::new().read(true).custom_flags(direct).open(DISK)?;
             read_disk(disk, count, bytes, is_random)
         }
     }
+}
+
+fn echo(stream: &mut UnixStream, count: u32) -> io::Result<()> {
+    let mut byte = [0];
+    for _ in 0..count {
+        stream.read_exact(&mut byte)?;
+        stream.write_all(&byte)?;
+    }
+    Ok(())
 }
 
 /// Writes so many bytes in pieces of [`CHUNK_BYTES`].
@@ -173,6 +198,19 @@ mod tests {
             read_disk(file.try_clone().unwrap(), 50, 4096, is_random).unwrap();
         }
         assert!(read_disk(file, 1, 1 << 20, false).unwrap_err().to_string().contains("smaller"));
+    }
+
+    #[test]
+    fn guest_says_that_it_is_ready_and_when_it_is_done_and_ends_with_its_orders() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"ab").unwrap();
+        let mut said = Vec::new();
+        obey_all(&b"{\"echo\":{\"count\":2}}\n"[..], &mut said, Some(near)).unwrap();
+        let mut echoed = String::new();
+        far.read_to_string(&mut echoed).unwrap();
+        assert_eq!((said.as_slice(), echoed.as_str()), (&b"\n\n"[..], "ab"));
+        let without = obey_all(&b"{\"send\":{\"bytes\":2}}\n"[..], &mut said, None).unwrap_err();
+        assert!(without.to_string().contains("no stream"));
     }
 
     #[test]

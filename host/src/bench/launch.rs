@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::guest::{ORDERS_PORT, ORDERS_VARIABLE};
 use super::{BenchError, Contender, Jail};
 use crate::monitor::config::Console;
 use crate::monitor::{Disk, DiskMode, VmmConfig, Vsock};
@@ -175,17 +176,32 @@ fn firecracker(program: &Path, dir: &Path, payload: &Payload) -> Result<Started,
     Started::run(WHO, &mut command, uds, payload.limit)
 }
 
-/// QEMU has no vsock without the host's help, so what counts is the first byte on its serial port. The kernel
-/// is quiet but for what is critical, and a word that the agent refuses makes it say so right at its start.
+/// QEMU has no vsock without the host's help, so what counts in a boot is the first byte on its serial port: the kernel
+/// is quiet but for what is critical, and a word that the agent refuses makes it say so right at its start. Where there is a
+/// disk to be measured, orders come on that port.
 fn qemu(program: &Path, dir: &Path, payload: &Payload) -> Result<Started, BenchError> {
-    let words = PEER_WORDS.replace("8250.nr_uarts=0", "console=ttyS0").replace("loglevel=0", "loglevel=3");
-    let words = format!("{words} midge.root=none-speak-up");
+    let uds = dir.join("v.sock");
+    let words = match payload.disk {
+        Some(_) => format!("{} {ORDERS_VARIABLE}=/dev/ttyS0", PEER_WORDS.replace("nr_uarts=0", "nr_uarts=1")),
+        None => {
+            let words = PEER_WORDS.replace("8250.nr_uarts=0", "console=ttyS0").replace("loglevel=0", "loglevel=3");
+            format!("{words} midge.root=none-speak-up")
+        }
+    };
     let mut command = Command::new(program);
     command.args(["-accel", "kvm", "-M", "microvm,acpi=off,pit=off,rtc=off", "-smp", "1", "-cpu"]).arg(qemu_cpu());
     command.args(["-m", &payload.mem_mib.to_string(), "-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
-    command.args(["-serial", "stdio", "-append", &words]);
+    command.args(["-append", &words]);
+    if let Some(disk) = &payload.disk {
+        let drive = format!("file={},if=none,id=vda,format=raw,readonly=on", disk.display());
+        command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=vda"]);
+        command.args(["-chardev", &format!("socket,id=orders,path={}_{ORDERS_PORT}", uds.display())]);
+        command.args(["-serial", "chardev:orders"]);
+    } else {
+        command.args(["-serial", "stdio"]);
+    }
     command.arg("-kernel").arg(&payload.kernel).arg("-initrd").arg(&payload.initramfs).stdin(Stdio::null());
-    Started::run("qemu-microvm", &mut command, dir.join("v.sock"), payload.limit)
+    Started::run("qemu-microvm", &mut command, uds, payload.limit)
 }
 
 /// The host's processor, but on a KVM in software, which can show guests only a plain one.

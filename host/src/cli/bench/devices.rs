@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use midge::bench::{BenchError, BootOptions, Contender, Jail, Report, device_initramfs};
+use midge::bench::{BenchError, BootOptions, Contender, Jail, Report, device_initramfs, vsock};
 use midge::cache::Cache;
 use midge::kernel::{self, Flavour};
 use midge::progress::{Bar, Watch};
 use midge::sandbox::binaries;
 
-use super::lab::firecracker;
 use super::{Failure, Output};
 
 #[derive(Debug, Args)]
@@ -20,9 +19,9 @@ pub(super) struct DeviceArgs {
     #[arg(short = 'n', long = "runs", value_name = "N", default_value_t = 10)]
     runs: u32,
 
-    /// Who to compare with: firecracker=PATH
-    #[arg(long, value_name = "WHO", value_parser = firecracker)]
-    vs: Option<PathBuf>,
+    /// Who to compare with: firecracker=PATH, and for block qemu-microvm or qemu-microvm=PATH. Can be given more than once
+    #[arg(long, value_name = "WHO")]
+    vs: Vec<Contender>,
 
     /// Kernel for all of them [default: built once from the distribution's source]
     #[arg(long, value_name = "FILE", env = "MIDGE_KERNEL", hide_env_values = true)]
@@ -43,6 +42,19 @@ pub(super) struct DeviceArgs {
 /// A bench of a device.
 type Measure = fn(&BootOptions, &mut dyn FnMut(u32, u32)) -> Result<Report, BenchError>;
 
+/// Times vsock, and tells the result.
+pub(super) fn vsock_main(args: &DeviceArgs) -> Result<(), Failure> {
+    if let Some(other) = args.vs.iter().find(|other| !other.has_vsock()) {
+        let name = other.name();
+        return Err(format!(
+            "--vs {name}: its vsock is the host kernel's (vhost_vsock), not its own, so it is not compared; \
+             take firecracker=PATH, or `midge bench block` for {name}"
+        )
+        .into());
+    }
+    main(vsock, args)
+}
+
 /// Runs it and tells the result.
 pub(super) fn main(measure: Measure, args: &DeviceArgs) -> Result<(), Failure> {
     let cache = Cache::open()?;
@@ -55,7 +67,7 @@ pub(super) fn main(measure: Measure, args: &DeviceArgs) -> Result<(), Failure> {
     let options = BootOptions {
         runs: args.runs,
         vmm: binaries::vmm()?,
-        against: args.vs.iter().map(|program| Contender::Firecracker { program: program.clone() }).collect(),
+        against: args.vs.clone(),
         kernel,
         initramfs: device_initramfs(&binaries::midge()?, dir.path())?,
         mem_mib: args.mem,

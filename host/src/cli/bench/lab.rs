@@ -102,7 +102,7 @@ pub(super) struct ForkArgs {
 }
 
 /// The program of the only one that has snapshots.
-pub(super) fn firecracker(given: &str) -> Result<PathBuf, String> {
+fn firecracker(given: &str) -> Result<PathBuf, String> {
     match given.parse() {
         Ok(Contender::Firecracker { program }) => Ok(program),
         _ => Err("must be firecracker=PATH".to_owned()),

@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use midge::bench::{Report, block, html, svg, vsock};
+use midge::bench::{Report, block, html, svg};
 use midge::error::chain;
 
 use super::{MIDGE_FAILED, fail};
@@ -81,7 +81,7 @@ pub(crate) fn main(args: BenchArgs) -> u8 {
         Bench::LiveFork(args) => lab::main(Which::LiveFork, &args),
         Bench::Exec(args) => lab::main(Which::Exec, &args),
         Bench::Density(args) => lab::main(Which::Density, &args),
-        Bench::Vsock(args) => devices::main(vsock, &args),
+        Bench::Vsock(args) => devices::vsock_main(&args),
         Bench::Block(args) => devices::main(block, &args),
         Bench::Report(args) => report(&args),
         Bench::Rate(args) => lab::main(Which::Rate, &args),
