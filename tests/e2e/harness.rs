@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::context::Context;
 
-/// Longest a single test may take.
+/// Longest a single test may take, and how much longer for each round that was asked for by `MIDGE_TEST_RUNS`.
 const TEST_MAX_SECONDS: u64 = 400;
+const ROUND_MAX_SECONDS: u64 = 2;
 
 /// What a test needs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,8 +134,9 @@ fn run_one(name: &str, test: Test, context: Arc<Context>) -> Verdict {
     if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(body) {
         return Verdict::Failed(format!("no thread: {error}"));
     }
-    let late = || Verdict::Failed(format!("still running after {TEST_MAX_SECONDS} s"));
-    receiver.recv_timeout(Duration::from_secs(TEST_MAX_SECONDS)).unwrap_or_else(|_| late())
+    let limit = TEST_MAX_SECONDS + ROUND_MAX_SECONDS * crate::templates::rounds(0, 0);
+    let late = || Verdict::Failed(format!("still running after {limit} s"));
+    receiver.recv_timeout(Duration::from_secs(limit)).unwrap_or_else(|_| late())
 }
 
 /// The text of a panic.
