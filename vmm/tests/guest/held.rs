@@ -306,6 +306,17 @@ pub(crate) fn word(path: &Path, at: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Undoes for new processes that this one was started with `signal` ignored, as what a shell runs in the background is: a
+/// signal with a handler has its default effect after an exec.
+pub(crate) fn not_ignored_by_children(signal: i32) {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    if u64::from_str_radix(ignored, 16).unwrap() >> (signal - 1) & 1 == 1 {
+        vmm_sys_util::signal::register_signal_handler(signal, nothing).unwrap();
+    }
+}
+
 /// Parent and state of a process.
 fn state_of(pid: u32) -> Option<(u32, char)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
