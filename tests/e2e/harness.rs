@@ -13,6 +13,11 @@ use crate::context::Context;
 const TEST_MAX_SECONDS: u64 = 400;
 const ROUND_MAX_SECONDS: u64 = 2;
 
+/// A limit of so many seconds, and what the rounds that were asked for take.
+pub(crate) fn with_rounds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds + ROUND_MAX_SECONDS * crate::templates::rounds(0, 0))
+}
+
 /// What a test needs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
@@ -134,9 +139,9 @@ fn run_one(name: &str, test: Test, context: Arc<Context>) -> Verdict {
     if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(body) {
         return Verdict::Failed(format!("no thread: {error}"));
     }
-    let limit = TEST_MAX_SECONDS + ROUND_MAX_SECONDS * crate::templates::rounds(0, 0);
-    let late = || Verdict::Failed(format!("still running after {limit} s"));
-    receiver.recv_timeout(Duration::from_secs(limit)).unwrap_or_else(|_| late())
+    let limit = with_rounds(TEST_MAX_SECONDS);
+    let late = || Verdict::Failed(format!("still running after {} s", limit.as_secs()));
+    receiver.recv_timeout(limit).unwrap_or_else(|_| late())
 }
 
 /// The text of a panic.

@@ -12,6 +12,7 @@ use midge::sandbox::{Builder, Sandbox};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::context::Context;
+use crate::harness::with_rounds;
 
 crate::tests!("library":
     Guest sandboxes_side_by_side,
@@ -53,9 +54,8 @@ fn memory_goes_back(context: &Context) {
 
 /// Runs a body below in a process of its own.
 pub(crate) fn inside(context: &Context, name: &str) {
-    // Two seconds more for each round that was asked for.
-    let limit = Duration::from_secs(900 + 2 * crate::templates::rounds(0, 0));
-    let outcome = context.program(&context.bin.join("e2e"), ["--inside", name]).limit(limit).run().code(0);
+    let call = context.program(&context.bin.join("e2e"), ["--inside", name]).limit(with_rounds(900));
+    let outcome = call.run().code(0);
     print!("{}", outcome.text());
     context.assert_nothing_left();
 }

@@ -253,7 +253,7 @@ impl Vm {
         drop(self.events);
         self.devices.vsock = None;
         let stop = self.threads.stop();
-        let evidence = Evidence::collect((cause, stop), is_silent, &self.output, &self.ram, self.kernel_range);
+        let evidence = Evidence::collect(cause, stop, is_silent, &self.output, &self.ram, self.kernel_range);
         let ending = Ending { written: self.machine.written(), ..evidence.ending(self.shared.counters.read()) };
         Ok((ending, Some(Stopped { _shared: self.shared, _machine: self.machine, _devices: self.devices })))
     }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How orders reach a monitor whose VM runs, wherever it is; and the order to drop guest memory.
 
-use std::io;
 use std::sync::Arc;
 
 use super::place::emulated;
-use super::resident::{refused, unexpected};
+use super::resident::{gone_already, refused, unexpected};
 use super::{Life, Monitor, MonitorError};
 use crate::emulated::EmulatedHost;
 use crate::orders::{Answer, Order, Orders, PROMPT};
@@ -32,16 +31,14 @@ impl Monitor {
     /// # Errors
     /// [`MonitorError::Order`] when it takes none, or has been told to end.
     pub fn reach(&self) -> Result<Reach, MonitorError> {
-        let orders = match &self.life {
-            Life::Native(process) => process.orders(),
-            Life::Twin(twin) => Some(twin.orders()),
-            Life::Remote(remote) => {
-                let way = Way::There(Arc::clone(remote.host()), remote.id().to_owned());
-                return Ok(Reach { place: self.dialer.place().clone(), way });
+        let way = match &self.life {
+            Life::Native(process) => {
+                Way::Here(process.orders().ok_or_else(gone_already("giving the monitor an order"))?)
             }
+            Life::Twin(twin) => Way::Here(twin.orders()),
+            Life::Remote(remote) => Way::There(Arc::clone(remote.host()), remote.id().to_owned()),
         };
-        let gone = || refused("giving the monitor an order")(io::Error::from(io::ErrorKind::NotConnected).into());
-        Ok(Reach { place: self.dialer.place().clone(), way: Way::Here(orders.ok_or_else(gone)?) })
+        Ok(Reach { place: self.dialer.place().clone(), way })
     }
 }
 

@@ -72,7 +72,7 @@ fn local(action: &'static str) -> impl Fn(std::io::Error) -> MonitorError {
 }
 
 /// Nobody takes orders any more.
-fn gone_already(action: &'static str) -> impl Fn() -> MonitorError {
+pub(super) fn gone_already(action: &'static str) -> impl Fn() -> MonitorError {
     move || local(action)(std::io::ErrorKind::NotConnected.into())
 }
 

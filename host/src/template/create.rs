@@ -85,21 +85,20 @@ impl Template {
         }
         rehearse(&sandbox).await;
         let (resident, pause) = sandbox.freeze_for_good(&new_id()).await?;
-        let (made, place) = (sandbox.made(), sandbox.place_name().to_owned());
+        let (made, place) = (sandbox.made(), resident.place().clone());
         sandbox.kill().await;
         let memory_bytes = resident.save(&draft.files(made.config())).await?;
-        let vm_place = resident.place().clone();
         drop(resident);
         if let Some(manifest) = made.workspace() {
             draft.keep_workspace(manifest).map_err(failed)?;
         }
         let (env, user) = made.defaults_as_text();
         let made_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut record = Record {
+        let record = Record {
             version: VERSION,
             name: name.to_owned(),
             made_s,
-            place,
+            place: place.name().to_owned(),
             agent_version: made.agent_version().to_owned(),
             config: made.config().clone(),
             image,
@@ -113,9 +112,10 @@ impl Template {
             working_set: Vec::new(),
             foundations: Vec::new(),
         };
-        record.working_set = Self { store: store.clone(), record: record.clone() }.try_out(&draft, &vm_place).await?;
-        let record = draft.publish(record).map_err(failed)?;
-        Ok(Self { store, record })
+        let mut template = Self { store, record };
+        template.record.working_set = template.try_out(&draft, &place).await?;
+        template.record = draft.publish(template.record).map_err(failed)?;
+        Ok(template)
     }
 
     /// Starts a sandbox of the draft, as a user will, and has it do what each of them does first. Returns the memory that it

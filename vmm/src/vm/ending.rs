@@ -30,7 +30,8 @@ pub(super) struct Evidence {
 impl Evidence {
     /// `is_silent`: the guest talks to nobody.
     pub(super) fn collect(
-        (cause, stop): (Cause, Stop),
+        cause: Cause,
+        stop: Stop,
         is_silent: bool,
         output: &Output,
         ram: &GuestRam,

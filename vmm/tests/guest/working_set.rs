@@ -3,8 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::code::{COUNTER, Code};
-use super::held::{Held, MEM_MIB, Saved, eventually};
+use super::code::COUNTER;
+use super::counting::{counter, counting, goes_on};
+use super::held::{Held, MEM_MIB, Saved};
 use super::monitor::kvm_or_skip;
 
 const PAGE_BYTES: u64 = 4096;
@@ -13,16 +14,10 @@ const COUNTED: u64 = COUNTER as u64;
 const _: () = assert!(COUNTED.is_multiple_of(PAGE_BYTES));
 
 /// The snapshot of a guest that counts.
-fn counting() -> Saved {
-    let vm = Held::boot(&Code::new().count(), json!({}));
-    let mut saved = None;
-    eventually("the guest counts", || {
-        let now = vm.freeze().save(0);
-        let is_there = now.word(COUNTER) > 0;
-        saved = Some(now);
-        is_there
-    });
-    saved.unwrap()
+fn snapshot() -> Saved {
+    let vm = counting(json!({}));
+    goes_on(&vm, 0);
+    vm.freeze().save(0)
 }
 
 fn started(saved: &Saved, resident: bool, working_set: &Value, track_writes: bool) -> Held {
@@ -35,14 +30,13 @@ fn started(saved: &Saved, resident: bool, working_set: &Value, track_writes: boo
 
 /// Waits until a guest has counted on.
 fn counts_on(vm: &Held) {
-    let before = vm.freeze().save(0).word(COUNTER);
-    eventually("the guest counts on", || vm.freeze().save(0).word(COUNTER) > before);
+    goes_on(vm, counter(vm));
 }
 
 #[test]
 fn the_end_of_a_vm_tells_which_pages_its_guest_has_written_to() {
     kvm_or_skip!();
-    let saved = counting();
+    let saved = snapshot();
     let mut vm = started(&saved, false, &json!([]), true);
     vm.wait_stage("first_run");
     counts_on(&vm);
@@ -58,7 +52,7 @@ fn the_end_of_a_vm_tells_which_pages_its_guest_has_written_to() {
 #[test]
 fn the_end_of_a_vm_that_was_not_asked_tells_no_pages() {
     kvm_or_skip!();
-    let saved = counting();
+    let saved = snapshot();
     let mut vm = started(&saved, false, &json!([]), false);
     vm.wait_stage("first_run");
     let end = vm.end();
@@ -68,7 +62,7 @@ fn the_end_of_a_vm_that_was_not_asked_tells_no_pages() {
 #[test]
 fn guests_go_on_with_what_was_copied_beforehand() {
     kvm_or_skip!();
-    let saved = counting();
+    let saved = snapshot();
     let start = saved.word(COUNTER);
     let working_set = json!([[0, 8192], [COUNTED, PAGE_BYTES], [COUNTED + 0x10_0000, 0x10_0000]]);
     let mut vm = started(&saved, false, &working_set, false);
@@ -85,7 +79,7 @@ fn guests_go_on_with_what_was_copied_beforehand() {
 #[test]
 fn a_working_set_that_is_no_guest_memory_is_refused_by_name() {
     kvm_or_skip!();
-    let saved = counting();
+    let saved = snapshot();
     for start in [MEM_MIB << 20, (MEM_MIB << 20) - PAGE_BYTES] {
         let mut vm = started(&saved, true, &json!([[0, 4096], [start, 2 * PAGE_BYTES]]), false);
         let end = vm.wait_end();

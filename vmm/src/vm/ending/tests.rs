@@ -12,7 +12,7 @@ const KERNEL: (u64, u64) = (0x10_0000, 0x20_0000);
 fn told_with(ram: &GuestRam, stop: Stop, text: &str) -> Ending {
     let (mut port, output) = console::new(None, None);
     text.bytes().for_each(|byte| port.write(0, byte));
-    Evidence::collect((Cause::Guest, stop), true, &output, ram, KERNEL).ending(ExitCounts::default())
+    Evidence::collect(Cause::Guest, stop, true, &output, ram, KERNEL).ending(ExitCounts::default())
 }
 
 fn ram() -> GuestRam {
@@ -74,8 +74,7 @@ fn a_failure_of_kvm_is_the_hosts_even_after_a_panic() {
 fn a_stop_from_outside_says_by_what() {
     for cause in [Cause::Signal, Cause::Lifeline] {
         let output = Output::default();
-        let ending =
-            Evidence::collect((cause, Stop::Asked), true, &output, &ram(), KERNEL).ending(ExitCounts::default());
+        let ending = Evidence::collect(cause, Stop::Asked, true, &output, &ram(), KERNEL).ending(ExitCounts::default());
         assert_eq!(ending.reason, Reason::Stopped);
         assert_eq!(ending.detail, cause.describe());
     }
@@ -86,8 +85,8 @@ fn a_stop_from_outside_is_looked_into_only_if_nobody_talked_to_the_guest() {
     let ram = ram();
     ram.write_slice(b"Linux version 6\0\0Command line: x\0\0", GuestAddress(0x18_0000)).unwrap();
     for (is_silent, lines) in [(true, 2), (false, 0)] {
-        let stopped = (Cause::Lifeline, Stop::Asked);
-        let evidence = Evidence::collect(stopped, is_silent, &Output::default(), &ram, KERNEL);
+        let output = Output::default();
+        let evidence = Evidence::collect(Cause::Lifeline, Stop::Asked, is_silent, &output, &ram, KERNEL);
         assert_eq!(evidence.ending(ExitCounts::default()).console_tail.len(), lines);
     }
 }
