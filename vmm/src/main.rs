@@ -11,14 +11,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use midge_vmm::boot::layout;
-use midge_vmm::config::{Jail, RestoreConfig, Start, VmmConfig};
+use midge_vmm::config::{Jail, VmmConfig};
 use midge_vmm::control::STOP_SIGNALS;
 use midge_vmm::jail::{self, Thread};
 use midge_vmm::machine::kvm::Host;
 use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
 use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace, chain};
-use midge_vmm::vm::devices::{self, Backends};
+use midge_vmm::vm::devices::Backends;
+use midge_vmm::vm::opened::{Opened, StartFiles};
 use midge_vmm::vm::resident::Resident;
 use midge_vmm::vm::restore::AtRest;
 use midge_vmm::vm::{Stopped, Vm, VmError};
@@ -108,47 +109,54 @@ fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Optio
     if config.jail() == Jail::Off {
         jail::leave_off();
     }
-    let not_run = |error: VmError| failed(error.reason(), "", &error);
-    match config.start() {
-        Start::Kernel(kernel) => {
-            Vm::boot(&config, kernel, lifeline, trace).map_err(not_run).and_then(|vm| run_vm(vm, trace))
+    let opened = Opened::open(&config).map_err(not_run)?;
+    trace.mark(Stage::KvmReady);
+    let kvm = Arc::new(opened.kvm);
+    match opened.start {
+        StartFiles::Snapshot(restore, files) => {
+            let at_rest = AtRest::new(&config, restore, (files, opened.disks), &kvm);
+            let at_rest = at_rest.map_err(|error| not_run(error.into()))?;
+            trace.mark(Stage::StateRead);
+            if restore.is_resident() {
+                return be_resident(&config, kvm, at_rest, lifeline, trace);
+            }
+            let AtRest { state, ram, disks } = at_rest;
+            let backends = Backends { disks, listener: opened.listener };
+            let vm = Vm::restore(&config, &kvm, &state, (ram, backends), lifeline, trace).map_err(not_run)?;
+            run_vm(vm, trace)
         }
-        Start::Restore(restore) => restore_vm(&config, restore, lifeline, trace),
+        StartFiles::Images(images) => {
+            let vm = Vm::boot(&config, &kvm, images, (opened.disks, opened.listener), lifeline, trace);
+            run_vm(vm.map_err(not_run)?, trace)
+        }
     }
+}
+
+fn not_run(error: VmError) -> Ending {
+    failed(error.reason(), "", &error)
 }
 
 fn run_vm(vm: Vm, trace: &mut Trace) -> Result<(Ending, Option<Stopped>), Ending> {
-    vm.run(trace, |trace| trace.flush(&mut io::stdout().lock())).map_err(|error| failed(error.reason(), "", &error))
+    vm.run(trace, |trace| trace.flush(&mut io::stdout().lock())).map_err(not_run)
 }
 
-/// Goes on where a snapshot was taken: as a VM, or as a resident that makes forks of it.
-fn restore_vm(
+/// Holds a VM at rest and makes forks of it.
+fn be_resident(
     config: &VmmConfig,
-    restore: &RestoreConfig,
+    kvm: Arc<Host>,
+    at_rest: AtRest,
     lifeline: Option<Lifeline>,
     trace: &mut Trace,
 ) -> Result<(Ending, Option<Stopped>), Ending> {
-    let not_run = |error: VmError| failed(error.reason(), "", &error);
-    let kvm = Arc::new(Host::open(config.cpus()).map_err(|error| not_run(error.into()))?);
-    trace.mark(Stage::KvmReady);
-    let at_rest = AtRest::open(config, restore, &kvm).map_err(|error| not_run(error.into()))?;
-    trace.mark(Stage::StateRead);
-    if restore.is_resident() {
-        let Some(Lifeline::Control(control)) = lifeline else {
-            let error =
-                io::Error::new(io::ErrorKind::InvalidInput, "a resident takes its orders on a SOCK_SEQPACKET stdin");
-            return Err(failed(Reason::Config, "waiting for orders failed", &error));
-        };
-        jail::lock_in(Thread::Resident).map_err(|e| failed(Reason::HostError, "locking in the resident failed", &e))?;
-        trace.mark(Stage::Resident);
-        trace.flush(&mut io::stdout().lock());
-        return Resident::new(kvm, config.clone(), at_rest, control).serve(trace).map_err(not_run);
-    }
-    let AtRest { state, ram, disks } = at_rest;
-    let listener = devices::listen(config).map_err(|error| not_run(error.into()))?;
-    let backends = Backends { disks, listener };
-    let vm = Vm::restore(config, &kvm, &state, (ram, backends), lifeline, trace).map_err(not_run)?;
-    run_vm(vm, trace)
+    let Some(Lifeline::Control(control)) = lifeline else {
+        let error =
+            io::Error::new(io::ErrorKind::InvalidInput, "a resident takes its orders on a SOCK_SEQPACKET stdin");
+        return Err(failed(Reason::Config, "waiting for orders failed", &error));
+    };
+    jail::lock_in(Thread::Resident).map_err(|e| failed(Reason::HostError, "locking in the resident failed", &e))?;
+    trace.mark(Stage::Resident);
+    trace.flush(&mut io::stdout().lock());
+    Resident::new(kvm, config.clone(), at_rest, control).serve(trace).map_err(not_run)
 }
 
 /// What must hold before anything is opened or any thread exists.

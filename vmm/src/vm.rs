@@ -9,12 +9,14 @@ mod ending;
 
 mod freeze;
 
+pub mod opened;
+
 pub mod resident;
 
 pub mod restore;
 
 use std::io;
-use std::path::Path;
+use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,7 +24,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::kvm_regs;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::boot::plan::{BootError, BootPlan};
+use crate::boot::plan::{BootError, BootPlan, Images};
 use crate::boot::registers;
 use crate::config::{ConsoleMode, VmmConfig};
 use crate::control::{Control, Inbox};
@@ -39,7 +41,7 @@ use crate::orders::Lifeline;
 use crate::snapshot::VmState;
 use crate::trace::{Ending, Reason, Stage, Trace};
 
-use devices::{Backends, DeviceError, Devices};
+use devices::{Backends, DeviceError, Devices, DiskFiles};
 use ending::Evidence;
 use restore::RestoreError;
 
@@ -135,21 +137,21 @@ struct Parts {
 }
 
 impl Vm {
-    /// Makes the VM of `config`, which boots `kernel`, with every thread but the calling one locked
+    /// Makes the VM of `config`, which boots `images`, with every thread but the calling one locked
     /// in and waiting.
     ///
     /// # Errors
     /// [`VmError`].
     pub fn boot(
         config: &VmmConfig,
-        kernel: &Path,
+        kvm: &Arc<Host>,
+        images: Images,
+        (disks, listener): (Vec<DiskFiles>, Option<UnixListener>),
         lifeline: Option<Lifeline>,
         trace: &mut Trace,
     ) -> Result<Self, VmError> {
-        let plan = BootPlan::new(config, kernel, &devices::words(config))?;
+        let plan = BootPlan::new(config, images, &devices::words(config))?;
         let (regs, kernel_range) = (*plan.regs(), plan.kernel_range());
-        let kvm = Arc::new(Host::open(config.cpus())?);
-        trace.mark(Stage::KvmReady);
 
         let ram = memory::allocate(config.mem_bytes(), config.huge_pages())?;
         let loading = plan.start_loading(ram.clone())?;
@@ -157,10 +159,11 @@ impl Vm {
         let machine = kvm.create(&ram, pages.clone(), config.tracks_writes())?;
         trace.mark(Stage::MemoryReady);
 
-        let (bus, devices) = devices::attach(config, Backends::open(config)?, &machine, &ram, pages.as_ref())?;
-        let vcpus = boot_vcpus(config, &kvm, &machine, &regs)?;
+        let backends = Backends { disks: devices::make_disks(config, disks, |_| None)?, listener };
+        let (bus, devices) = devices::attach(config, backends, &machine, &ram, pages.as_ref())?;
+        let vcpus = boot_vcpus(config, kvm, &machine, &regs)?;
         let parts = Parts { machine, ram, kernel_range, bus, devices };
-        let vm = Self::start_threads(config, parts, vcpus, kvm, lifeline)?;
+        let vm = Self::start_threads(config, parts, vcpus, Arc::clone(kvm), lifeline)?;
         trace.mark_at(Stage::KernelMapped, loading.finish()?);
         trace.mark(Stage::VcpusReady);
         vm.threads.wait_locked_in()?;

@@ -98,6 +98,24 @@ struct Opened {
     len: u64,
 }
 
+/// What a guest is booted from: opened, and not looked into yet.
+#[derive(Debug)]
+pub struct Images {
+    kernel: Opened,
+    initramfs: Option<Opened>,
+}
+
+impl Images {
+    /// Opens `kernel` and the initramfs of `config`.
+    ///
+    /// # Errors
+    /// [`BootError::Open`].
+    pub fn open(config: &VmmConfig, kernel: &Path) -> Result<Self, BootError> {
+        let initramfs = config.initramfs().map(|path| open("initramfs", path)).transpose()?;
+        Ok(Self { kernel: open("kernel", kernel)?, initramfs })
+    }
+}
+
 fn open(what: &'static str, path: &std::path::Path) -> Result<Opened, BootError> {
     let fail = |source| BootError::Open { what, path: path.to_owned(), source };
     let file = File::open(path).map_err(fail)?;
@@ -118,23 +136,17 @@ pub struct BootPlan {
 }
 
 impl BootPlan {
-    /// Opens and checks the files of `config` and computes everything else.
+    /// Checks the files of a guest and computes everything else.
     ///
     /// # Errors
     /// [`BootError`]; all of them but [`BootError::Entropy`] are the user's to mend.
-    pub fn new(config: &VmmConfig, kernel: &Path, devices: &[DeviceWord]) -> Result<Self, BootError> {
+    pub fn new(config: &VmmConfig, images: Images, devices: &[DeviceWord]) -> Result<Self, BootError> {
         let mem_bytes = config.mem_bytes();
         let ram_end = memory::ranges(mem_bytes).first().map_or(0, |&(start, len)| start + len);
-        let kernel = open("kernel", kernel)?;
+        let Images { kernel, initramfs } = images;
         let image = kernel::parse(&KernelFile { file: &kernel.file, len: kernel.len }, ram_end)?;
-        let initramfs = match config.initramfs() {
-            None => None,
-            Some(path) => {
-                let opened = open("initramfs", path)?;
-                let place = place_initramfs(opened.len, &image, ram_end)?;
-                Some((opened, place))
-            }
-        };
+        let place = |opened: Opened| place_initramfs(opened.len, &image, ram_end).map(|place| (opened, place));
+        let initramfs = initramfs.map(place).transpose()?;
         let line = compose_line(config.console(), devices, config.cmdline(), &image)?;
         let place = initramfs.as_ref().map(|(_, segment)| *segment);
         let tables = tables(mem_bytes, config.cpus(), &line, &image, place, &entropy()?);

@@ -150,7 +150,7 @@ pub struct VsockDevice {
     guest_cid: u64,
 }
 
-/// What devices are made of: everything that has to be opened.
+/// What devices are made of.
 pub struct Backends {
     /// The disks in order.
     pub disks: Vec<Box<dyn Disk>>,
@@ -158,25 +158,52 @@ pub struct Backends {
     pub listener: Option<UnixListener>,
 }
 
-impl Backends {
-    /// Opens what `config` names.
+/// The files of a disk: opened, and not looked into yet.
+#[derive(Debug)]
+pub struct DiskFiles {
+    base: File,
+    /// Where an overlay that is a file is kept.
+    overlay: Option<File>,
+}
+
+impl DiskFiles {
+    /// Opens those of every disk of `config`.
     ///
     /// # Errors
-    /// [`DeviceError`] names the device and what failed.
-    pub fn open(config: &VmmConfig) -> Result<Self, DeviceError> {
-        Ok(Self { disks: open_disks(config, |_| None)?, listener: listen(config)? })
+    /// [`DeviceError::OpenFile`] names the disk and what failed.
+    pub fn open_all(config: &VmmConfig) -> Result<Vec<Self>, DeviceError> {
+        config.disks().iter().enumerate().map(|(index, disk)| Self::open(index, disk)).collect()
+    }
+
+    fn open(index: usize, disk: &DiskConfig) -> Result<Self, DeviceError> {
+        let cannot_open = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DeviceError::OpenFile { index, path, source }
+        };
+        let base = File::open(disk.path()).map_err(cannot_open(disk.path()))?;
+        let overlay = match disk.mode() {
+            DiskMode::OverlayFile { path, .. } => {
+                let mut how = OpenOptions::new();
+                how.read(true).write(true).create(true).truncate(false);
+                Some(how.open(path).map_err(cannot_open(path))?)
+            }
+            DiskMode::ReadOnly | DiskMode::OverlayMemory { .. } => None,
+        };
+        Ok(Self { base, overlay })
     }
 }
 
-/// Opens the disks of `config`, each over the layer that `layer` has for it.
+/// Makes the disks of `config` out of their files, each over the layer that `layer` has for it.
 ///
 /// # Errors
-/// [`DeviceError`] names the disk and what failed.
-pub fn open_disks(
+/// [`DeviceError`] names the disk and what is wrong with it.
+pub fn make_disks(
     config: &VmmConfig,
+    files: Vec<DiskFiles>,
     mut layer: impl FnMut(usize) -> Option<(File, PageMap)>,
 ) -> Result<Vec<Box<dyn Disk>>, DeviceError> {
-    config.disks().iter().enumerate().map(|(index, disk)| open_disk(index, disk, layer(index))).collect()
+    let disks = config.disks().iter().zip(files).enumerate();
+    disks.map(|(index, (disk, files))| make_disk((index, disk), files, layer(index))).collect()
 }
 
 /// Makes the socket on which vsock's clients knock.
@@ -290,33 +317,28 @@ fn lock<D>(registers: &Registers<D>) -> MutexGuard<'_, Transport<D>> {
     registers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open_disk(index: usize, disk: &DiskConfig, layer: Option<(File, PageMap)>) -> Result<Box<dyn Disk>, DeviceError> {
+fn make_disk(
+    (index, disk): (usize, &DiskConfig),
+    files: DiskFiles,
+    layer: Option<(File, PageMap)>,
+) -> Result<Box<dyn Disk>, DeviceError> {
     let refuse = |path: &Path| {
         let path = path.to_owned();
         move |source| DeviceError::Disk { index, path, source }
     };
-    let cannot_open = |path: &Path| {
-        let path = path.to_owned();
-        move |source| DeviceError::OpenFile { index, path, source }
+    let base = Base::new(files.base).map_err(refuse(disk.path()))?;
+    let overlay = match (disk.mode(), files.overlay) {
+        (DiskMode::OverlayMemory { cap_mib }, _) => match layer {
+            None => Overlay::in_memory(Box::new(base), cap_mib << 20),
+            Some((file, map)) => Overlay::over_layer(Box::new(base), cap_mib << 20, file, map),
+        },
+        (DiskMode::OverlayFile { path, cap_mib }, Some(file)) => {
+            let overlay = Overlay::in_file(Box::new(base), file, cap_mib << 20);
+            return Ok(Box::new(overlay.map_err(refuse(path))?));
+        }
+        (DiskMode::ReadOnly | DiskMode::OverlayFile { .. }, _) => return Ok(Box::new(base)),
     };
-    let base = File::open(disk.path()).map_err(cannot_open(disk.path()))?;
-    let base = Base::new(base).map_err(refuse(disk.path()))?;
-    match disk.mode() {
-        DiskMode::ReadOnly => Ok(Box::new(base)),
-        DiskMode::OverlayMemory { cap_mib } => {
-            let (base, cap_bytes) = (Box::new(base), cap_mib << 20);
-            let overlay = match layer {
-                None => Overlay::in_memory(base, cap_bytes),
-                Some((file, map)) => Overlay::over_layer(base, cap_bytes, file, map),
-            };
-            Ok(Box::new(overlay.map_err(refuse(disk.path()))?))
-        }
-        DiskMode::OverlayFile { path, cap_mib } => {
-            let mut how = OpenOptions::new();
-            let file = how.read(true).write(true).create(true).truncate(false).open(path).map_err(cannot_open(path))?;
-            Ok(Box::new(Overlay::in_file(Box::new(base), file, cap_mib << 20).map_err(refuse(path))?))
-        }
-    }
+    Ok(Box::new(overlay.map_err(refuse(disk.path()))?))
 }
 
 /// Gives a device its window, its interrupt line and its notifications.

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::devices::{self, DeviceError};
+use super::devices::{self, DeviceError, DiskFiles};
 use crate::config::{ConsoleMode, DiskMode, RestoreConfig, VmmConfig};
 use crate::disk::Disk;
 use crate::machine::kvm::{Host, KvmError};
@@ -92,20 +92,48 @@ pub struct AtRest {
     pub disks: Vec<Box<dyn Disk>>,
 }
 
+/// The files of a snapshot: opened, and not looked into yet.
+#[derive(Debug)]
+pub struct SnapshotFiles {
+    state: File,
+    memory: File,
+    layers: Vec<Option<File>>,
+}
+
+impl SnapshotFiles {
+    /// Opens what `restore` names.
+    ///
+    /// # Errors
+    /// [`RestoreError::Open`].
+    pub fn open(restore: &RestoreConfig) -> Result<Self, RestoreError> {
+        let layers = restore.layers().iter().map(|path| path.as_deref().map(open).transpose());
+        Ok(Self {
+            state: open(restore.state())?,
+            memory: open(restore.memory())?,
+            layers: layers.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 impl AtRest {
-    /// Opens the snapshot of `restore` for the VM of `config`.
+    /// Reads the snapshot of `restore` for the VM of `config`.
     ///
     /// # Errors
     /// [`RestoreError`] names what does not fit.
-    pub fn open(config: &VmmConfig, restore: &RestoreConfig, kvm: &Host) -> Result<Self, RestoreError> {
+    pub fn new(
+        config: &VmmConfig,
+        restore: &RestoreConfig,
+        (files, disks): (SnapshotFiles, Vec<DiskFiles>),
+        kvm: &Host,
+    ) -> Result<Self, RestoreError> {
         let path = restore.state().to_owned();
-        let state = files::read_state(&open(&path)?);
+        let SnapshotFiles { state, memory, mut layers } = files;
+        let state = files::read_state(&state);
         let mut state = state.map_err(|source| RestoreError::State { path: path.clone(), source })?;
         check(config, &state)?;
         let here = kvm.cpu_features()?.for_vcpu(0, config.cpus());
         let shown = state.vcpus.first().map(|vcpu| vcpu.cpuid.as_slice()).unwrap_or_default();
         cpu::check(shown, &here).map_err(|source| RestoreError::Cpu { path, source })?;
-        let memory = open(restore.memory())?;
         // Who is forked often pays once for what each of its forks is spared.
         let fill = if restore.is_resident() && config.huge_pages() { memory::copy_file } else { memory::map_file };
         let ram = fill(&memory, state.mem_bytes);
@@ -113,11 +141,7 @@ impl AtRest {
         if let Some((start, len_bytes)) = memory::find_outside(&ram, restore.working_set()) {
             return Err(RestoreError::WorkingSet { start, len_bytes });
         }
-        let mut layers = Vec::with_capacity(restore.layers().len());
-        for path in restore.layers() {
-            layers.push(path.as_deref().map(open).transpose()?);
-        }
-        let disks = devices::open_disks(config, |index| {
+        let disks = devices::make_disks(config, disks, |index| {
             Some((layers.get_mut(index)?.take()?, state.disks.get_mut(index)?.layer.take()?))
         })?;
         check_disks(&disks, &state)?;

@@ -50,7 +50,7 @@ fn everything_the_kernel_is_told_is_where_it_is_told_to_be() {
     let config = config(&kernel, Some(&initramfs), 64);
     let ram = allocate(config.mem_bytes(), false).unwrap();
     let devices = [DeviceWord { start: 0xd000_0000, gsi: 5 }];
-    let mut plan = BootPlan::new(&config, kernel_of(&config), &devices).unwrap();
+    let mut plan = BootPlan::new(&config, images_of(&config), &devices).unwrap();
     plan.load(&ram).unwrap();
 
     assert_eq!(bytes_at(&ram, START, 6), b"code\0\0");
@@ -75,7 +75,7 @@ fn two_guests_get_different_seeds() {
     let config = config(&kernel, None, 64);
     let seed = || {
         let ram = allocate(config.mem_bytes(), false).unwrap();
-        BootPlan::new(&config, kernel_of(&config), &[]).unwrap().load(&ram).unwrap();
+        BootPlan::new(&config, images_of(&config), &[]).unwrap().load(&ram).unwrap();
         bytes_at(&ram, RNG_SEED.start + 16, SEED_BYTES)
     };
     assert_ne!(seed(), seed());
@@ -101,7 +101,7 @@ fn a_kernel_that_shrinks_after_it_was_checked_is_an_error_and_no_hang() {
     let kernel = vmlinux(b"code that will be cut off");
     let config = config(&kernel, None, 64);
     let ram = allocate(config.mem_bytes(), false).unwrap();
-    let mut plan = BootPlan::new(&config, kernel_of(&config), &[]).unwrap();
+    let mut plan = BootPlan::new(&config, images_of(&config), &[]).unwrap();
     kernel.as_file().set_len(121).unwrap();
     assert!(matches!(plan.load(&ram), Err(BootError::Copy { what: "kernel", .. })));
 }
@@ -118,19 +118,19 @@ fn a_file_that_is_no_kernel_is_refused_before_any_memory_is_taken() {
 fn a_vanished_kernel_is_named() {
     let kernel = vmlinux(b"code");
     let config = config(&kernel, None, 64);
-    let path = kernel.path().to_owned();
     drop(kernel);
-    let error = BootPlan::new(&config, kernel_of(&config), &[]).unwrap_err();
+    let crate::config::Start::Kernel(path) = config.start() else { panic!("a boot has a kernel") };
+    let error = Images::open(&config, path).unwrap_err();
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
 }
 
-fn kernel_of(config: &VmmConfig) -> &Path {
+fn images_of(config: &VmmConfig) -> Images {
     match config.start() {
-        crate::config::Start::Kernel(kernel) => kernel,
+        crate::config::Start::Kernel(kernel) => Images::open(config, kernel).unwrap(),
         crate::config::Start::Restore(_) => panic!("a boot has a kernel"),
     }
 }
 
 fn plan_of(config: VmmConfig) -> Result<BootPlan, BootError> {
-    BootPlan::new(&config, kernel_of(&config), &[])
+    BootPlan::new(&config, images_of(&config), &[])
 }

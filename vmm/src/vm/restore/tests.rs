@@ -77,7 +77,8 @@ impl Fixture {
         let layer = File::open(self.dir.path().join("layer")).unwrap();
         let map = self.state.disks[1].layer.take();
         let mut layer = map.map(|map| (layer, map));
-        devices::open_disks(&self.config(), |index| if index == 1 { layer.take() } else { None })
+        let files = DiskFiles::open_all(&self.config()).unwrap();
+        devices::make_disks(&self.config(), files, |index| if index == 1 { layer.take() } else { None })
     }
 
     /// The state into its file; its CPU is this one.
@@ -89,7 +90,7 @@ impl Fixture {
     fn open(&self, kvm: &Host) -> Result<AtRest, RestoreError> {
         let config = self.config();
         let Start::Restore(restore) = config.start() else { panic!("it has no kernel") };
-        AtRest::open(&config, restore, kvm)
+        open(&config, restore, kvm)
     }
 }
 
@@ -206,6 +207,11 @@ fn every_difference_is_the_users_to_mend() {
     assert_eq!(text, "restoring a snapshot: mem_mib is 65, the snapshot was taken of a VM with 64");
 }
 
+fn open(config: &VmmConfig, restore: &RestoreConfig, kvm: &Host) -> Result<AtRest, RestoreError> {
+    let disks = DiskFiles::open_all(config)?;
+    AtRest::new(config, restore, (SnapshotFiles::open(restore)?, disks), kvm)
+}
+
 #[test]
 fn a_snapshot_is_opened_with_its_memory_and_its_layers() {
     let Some(kvm) = kvm_or_skip() else { return };
@@ -249,7 +255,7 @@ fn a_file_that_cannot_be_used_is_named_with_its_path_and_what_to_do() {
         let config = fixture.config();
         let Start::Restore(restore) = config.start() else { panic!("it has no kernel") };
         damage(fixture.dir.path());
-        let error = super::super::VmError::from(AtRest::open(&config, restore, &kvm).err().expect(word));
+        let error = super::super::VmError::from(open(&config, restore, &kvm).err().expect(word));
         assert_eq!(error.reason(), crate::trace::Reason::Config);
         let text = told(&error);
         assert!(text.contains(&*fixture.dir.path().join(name).to_string_lossy()) && text.contains(word), "{text}");
