@@ -12,7 +12,7 @@ use std::path::Path;
 use seccompiler::{BpfProgram, TargetArch, compile_from_json, sock_filter};
 
 /// Thread kinds; each has `seccomp/<kind>.json` with one filter of the same name.
-const KINDS: [&str; 5] = ["main", "vcpu", "block", "resident", "no-clone3"];
+const KINDS: [&str; 7] = ["keeper", "first", "main", "vcpu", "block", "resident", "no-clone3"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../seccomp");

@@ -23,6 +23,8 @@ pub mod probe;
 
 pub mod orders;
 
+mod doorman;
+
 pub mod emulated;
 
 pub mod doctor;

@@ -5,17 +5,16 @@
 //! The answers are a monitor's words, which a hostile guest may have taken over: bounded, and believed in nothing
 //! but numbers. The monitor's side and the table of orders: `vmm/src/orders.rs`.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
-    recv, sendmsg, shutdown, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -57,17 +56,12 @@ pub enum Order {
 pub enum Answer {
     /// There is a resident.
     Frozen {
-        /// Its process id.
-        pid: u32,
         /// How long the guest stood still.
         #[serde(flatten)]
         pause: Pause,
     },
     /// There is a fork.
-    Forked {
-        /// Its process id.
-        pid: u32,
-    },
+    Forked {},
     /// The files are written.
     Saved {
         /// Bytes of memory that were not zero.
@@ -152,7 +146,8 @@ impl Orders {
         Ok(())
     }
 
-    /// Gives an order and waits for its answer, at most `limit`.
+    /// Gives an order and waits for its answer, at most `limit`. With it comes the process that was made, unless none was,
+    /// or it has ended already.
     ///
     /// # Errors
     /// [`OrderError`].
@@ -161,7 +156,7 @@ impl Orders {
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
-    ) -> Result<Answer, OrderError> {
+    ) -> Result<(Answer, Option<OwnedFd>), OrderError> {
         let mut due = self.turn.lock().await;
         let answered = async {
             self.send(&serde_json::to_vec(order).map_err(io::Error::other)?, descriptors).await?;
@@ -175,7 +170,7 @@ impl Orders {
             }
         };
         match tokio::time::timeout(limit, answered).await {
-            Ok(Ok(Answer::Failed { what })) => Err(OrderError::Refused { what: printable(&what) }),
+            Ok(Ok((Answer::Failed { what }, _))) => Err(OrderError::Refused { what: printable(&what) }),
             Ok(answer) => answer,
             Err(_) => {
                 // Its answer would be taken for that of the next order.
@@ -197,17 +192,16 @@ impl Orders {
         self.socket.async_io(Interest::WRITABLE, send).await
     }
 
-    async fn receive(&self) -> Result<Answer, OrderError> {
+    async fn receive(&self) -> Result<(Answer, Option<OwnedFd>), OrderError> {
         let mut bytes = vec![0; ANSWER_MAX_BYTES];
-        let len = self
-            .socket
-            .async_io(Interest::READABLE, |socket| Ok(recv(socket, &mut bytes[..], RecvFlags::empty())?.0))
-            .await?;
+        let (len, process) =
+            self.socket.async_io(Interest::READABLE, |socket| receive_with_descriptor(socket, &mut bytes)).await?;
         if len == 0 {
             return Err(OrderError::Io(io::ErrorKind::ConnectionReset.into()));
         }
-        serde_json::from_slice(&bytes[..len])
-            .map_err(|_| OrderError::Unexpected { answer: printable(&String::from_utf8_lossy(&bytes[..len])) })
+        let answer = serde_json::from_slice(&bytes[..len])
+            .map_err(|_| OrderError::Unexpected { answer: printable(&String::from_utf8_lossy(&bytes[..len])) })?;
+        Ok((answer, process))
     }
 
     /// Ends the monitor, as dropping does, whoever else still holds this.
@@ -215,6 +209,18 @@ impl Orders {
         // It has ended by itself, then.
         let _ = shutdown(self.socket.get_ref(), Shutdown::Both);
     }
+}
+
+/// One datagram and the descriptor that came with it; more than one is not let in.
+fn receive_with_descriptor(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut room);
+    let got = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut received = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    Ok((got.bytes, received.next().and_then(|mut rights| rights.next())))
 }
 
 /// Text of a monitor for a message: bounded, in one line.
@@ -227,20 +233,17 @@ fn printable(text: &str) -> String {
 /// # Errors
 /// The runtime's.
 #[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same while it is registered")]
-fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names one open descriptor until it is dropped, and the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
-/// A descriptor of the process `pid`, readable once it is gone; for one that a monitor has just made, and that nobody
-/// but the kernel reaps. Should it be gone already this is ESRCH, or in theory a stranger that was started in this very
-/// moment.
-///
-/// # Errors
-/// The kernel's; `InvalidData` for what is no process id.
-pub(crate) fn process(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    watched(pidfd_open(raw, PidfdFlags::empty())?, Interest::READABLE)
+/// The number that this process' `/proc` has for a process that a monitor has made, from a descriptor of it. `None` when
+/// it is gone, or the descriptor is none of a process: a monitor can send any.
+#[must_use]
+pub fn number_of(process: &OwnedFd) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
 }
 
 /// What is heard of a process that a monitor makes: its events, its stderr.
@@ -289,6 +292,7 @@ pub fn streams() -> io::Result<(Near, Far)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::recv;
 
     /// A monitor that gives these answers, and the orders it has heard.
     fn fake(answers: &'static [&'static str]) -> (Orders, std::thread::JoinHandle<Vec<String>>) {
@@ -309,18 +313,18 @@ mod tests {
     #[tokio::test]
     async fn orders_are_json_and_answers_are_understood() {
         let (orders, monitor) = fake(&[
-            r#"{"frozen":{"pid":5,"pause_us":3,"save_us":1,"fork_us":2}}"#,
-            r#"{"forked":{"pid":7}}"#,
+            r#"{"frozen":{"pause_us":3,"save_us":1,"fork_us":2}}"#,
+            r#"{"forked":{}}"#,
             r#"{"saved":{"memory_bytes":9}}"#,
             r#"{"discarded":{"bytes":4096}}"#,
         ]);
         let pause = Pause { pause_us: 3, save_us: 1, fork_us: 2 };
-        assert_eq!(orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap(), Answer::Frozen { pid: 5, pause });
+        assert_eq!(orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap().0, Answer::Frozen { pause });
         let fork = Order::Fork { uds: "/x/v.sock".into() };
-        assert_eq!(orders.order(&fork, &[], PROMPT).await.unwrap(), Answer::Forked { pid: 7 });
-        assert_eq!(orders.order(&Order::Save {}, &[], SAVING).await.unwrap(), Answer::Saved { memory_bytes: 9 });
+        assert_eq!(orders.order(&fork, &[], PROMPT).await.unwrap().0, Answer::Forked {});
+        assert_eq!(orders.order(&Order::Save {}, &[], SAVING).await.unwrap().0, Answer::Saved { memory_bytes: 9 });
         let discard = Order::Discard { ranges: vec![(8192, 4096), (0, 1)] };
-        assert_eq!(orders.order(&discard, &[], PROMPT).await.unwrap(), Answer::Discarded { bytes: 4096 });
+        assert_eq!(orders.order(&discard, &[], PROMPT).await.unwrap().0, Answer::Discarded { bytes: 4096 });
         let heard = monitor.join().unwrap();
         assert_eq!(heard[..3], [r#"{"freeze":{}}"#, r#"{"fork":{"uds":"/x/v.sock"}}"#, r#"{"save":{}}"#]);
         assert_eq!(heard[3..], [r#"{"discard":{"ranges":[[8192,4096],[0,1]]}}"#]);
@@ -331,12 +335,10 @@ mod tests {
         let (orders, far) = Orders::pair().unwrap();
         let limit = Duration::from_millis(20);
         assert!(tokio::time::timeout(limit, orders.order(&Order::Freeze {}, &[], PROMPT)).await.is_err());
-        for answer in
-            [r#"{"frozen":{"pid":5,"pause_us":3,"save_us":1,"fork_us":2}}"#, r#"{"saved":{"memory_bytes":9}}"#]
-        {
+        for answer in [r#"{"frozen":{"pause_us":3,"save_us":1,"fork_us":2}}"#, r#"{"saved":{"memory_bytes":9}}"#] {
             rustix::net::send(&far, answer.as_bytes(), SendFlags::NOSIGNAL).unwrap();
         }
-        assert_eq!(orders.order(&Order::Save {}, &[], PROMPT).await.unwrap(), Answer::Saved { memory_bytes: 9 });
+        assert_eq!(orders.order(&Order::Save {}, &[], PROMPT).await.unwrap().0, Answer::Saved { memory_bytes: 9 });
     }
 
     #[tokio::test]

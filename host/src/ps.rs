@@ -4,7 +4,7 @@
 //! Reads what each sandbox has written into its run directory, believes it as far as the processes that it names are
 //! there, and asks the kernel about those. Changes nothing, and holds nobody up.
 //!
-//! What memory is counted: the monitor's process, guest memory and memory overlays included. *Private* pages are its
+//! What memory is counted: the monitor's processes, guest memory and memory overlays included. *Private* pages are its
 //! own, *shared* ones are mapped by others too (a template and its forks, the page cache); *page tables* map both.
 //! What KVM holds besides (its own page tables of the guest) the kernel accounts to control groups and to no process:
 //! it is told where the monitor is alone in a control group of version 2 with the memory controller, else not. For a
@@ -37,7 +37,7 @@ pub struct Alive {
     pub memory: Option<Account>,
 }
 
-/// Memory of a monitor's process, in KiB.
+/// Memory of a monitor's processes, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Account {
     /// Pages that nobody else maps.
@@ -72,7 +72,7 @@ fn look(id: String, record: Record, now_ms: u64, proc: &Path) -> Option<Alive> {
     if !is_there(about.owner_pid) || !about.monitor_pid.is_none_or(is_there) {
         return None;
     }
-    let memory = about.monitor_pid.and_then(|pid| account(&proc.join(pid.to_string())));
+    let memory = about.monitor_pid.and_then(|pid| account_of_all(proc, pid));
     let age_ms = now_ms.saturating_sub(at_ms);
     Some(Alive { id, about, age_ms, memory })
 }
@@ -86,6 +86,60 @@ fn is_older(process: &Path, at_ms: u64) -> bool {
     let is_running = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
     let start = fields.nth(18).and_then(|ticks| ticks.parse::<u64>().ok());
     is_running && start.is_some_and(|ticks| ticks.saturating_mul(TICK_MS) <= at_ms)
+}
+
+/// The processes of the monitor that is known by `pid`: that one, and where it keeps a jail, the first process in there
+/// and the one that runs the VM. Forks that were made in the jail are others' monitors.
+#[must_use]
+pub fn processes(pid: u32) -> Vec<u32> {
+    processes_in(Path::new("/proc"), pid)
+}
+
+fn processes_in(proc: &Path, pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    // In its process namespace the first has number 1, and the monitor number 2.
+    for number in 1..=2 {
+        let parent = found.last().copied().unwrap_or(pid);
+        let is_it = |child: &u32| number_inside(&proc.join(child.to_string())) == Some(number);
+        found.extend(children_of(proc, parent).into_iter().find(is_it));
+    }
+    found
+}
+
+/// The children of a process. Where the kernel keeps no list of them, everybody is asked for their parent.
+fn children_of(proc: &Path, parent: u32) -> Vec<u32> {
+    if let Some(children) = read(&proc.join(format!("{parent}/task/{parent}/children"))) {
+        return children.split_whitespace().filter_map(|child| child.parse().ok()).collect();
+    }
+    let entries = std::fs::read_dir(proc).into_iter().flatten().flatten();
+    let is_child = |pid: &u32| {
+        let stat = read(&proc.join(format!("{pid}/stat"))).unwrap_or_default();
+        // Behind the name, which may hold anything, come the state and the parent.
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok()) == Some(parent)
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+/// The number that a process has in the innermost process namespace that it is in.
+fn number_inside(process: &Path) -> Option<u32> {
+    let status = read(&process.join("status"))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What the processes of a monitor hold together; `None` when one is gone, or may not be looked at.
+fn account_of_all(proc: &Path, pid: u32) -> Option<Account> {
+    let accounts = processes_in(proc, pid).into_iter().map(|pid| account(&proc.join(pid.to_string())));
+    accounts.reduce(|sum, next| {
+        let (sum, next) = (sum?, next?);
+        Some(Account {
+            private_kib: sum.private_kib + next.private_kib,
+            shared_kib: sum.shared_kib + next.shared_kib,
+            proportional_kib: sum.proportional_kib + next.proportional_kib,
+            page_table_kib: sum.page_table_kib + next.page_table_kib,
+            kvm_kib: sum.kvm_kib.or(next.kvm_kib),
+        })
+    })?
 }
 
 /// What a process holds; `None` when it is gone, or may not be looked at.
@@ -181,6 +235,33 @@ mod tests {
         assert_eq!(account(&proc.path().join("11")), None);
         let own = account(Path::new("/proc/self")).unwrap();
         assert!(own.private_kib > 0 && own.page_table_kib > 0, "{own:?}");
+    }
+
+    #[test]
+    fn a_monitor_in_a_jail_is_its_keeper_the_first_inside_and_itself_but_not_its_forks() {
+        let proc = tempfile::tempdir().unwrap();
+        let family = [
+            (10, "10", "11 99"),
+            (99, "99 5", ""),
+            (11, "11 1", "14 12"),
+            (14, "14 3", ""),
+            (12, "12 2", "13"),
+            (13, "13 4", ""),
+        ];
+        for (pid, numbers, children) in family {
+            process(proc.path(), pid, "S", 100);
+            let dir = proc.path().join(pid.to_string());
+            let status = fs::read_to_string(dir.join("status")).unwrap();
+            fs::write(dir.join("status"), format!("{status}NSpid:\t{}\n", numbers.replace(' ', "\t"))).unwrap();
+            fs::create_dir_all(dir.join(format!("task/{pid}"))).unwrap();
+            fs::write(dir.join(format!("task/{pid}/children")), children).unwrap();
+        }
+        assert_eq!(children_of(Path::new("/proc"), 0).first(), Some(&1), "without a list of its own");
+        assert_eq!(processes_in(proc.path(), 10), [10, 11, 12]);
+        assert_eq!(processes_in(proc.path(), 13), [13], "a fork");
+        assert_eq!(processes_in(proc.path(), 12), [12], "a fork that has forks");
+        assert_eq!(account_of_all(proc.path(), 10).unwrap().private_kib, 36);
+        assert_eq!(account_of_all(proc.path(), 77), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use midge::template::{Held, Plan};
 
 use crate::context::Context;
 use crate::library::inside;
+use crate::ps::itself;
 use crate::templates::{held, rounds};
 
 crate::tests!("cycles":
@@ -103,14 +104,14 @@ pub(crate) async fn cycled() {
     }
     let own = Some(std::process::id());
     let before = Holdings::settled(Holdings::now()).await;
-    let (own_before, held_before) = (private_kib(own), private_kib(held.pid()));
+    let (own_before, held_before) = (private_kib(own), private_kib(held.pid().map(|pid| itself(Some(pid)))));
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs {
         times.push(cycle(&held).await);
     }
     let after = Holdings::settled(before).await;
     assert_eq!(after, before, "after {runs} forks");
-    let (own_after, held_after) = (private_kib(own), private_kib(held.pid()));
+    let (own_after, held_after) = (private_kib(own), private_kib(held.pid().map(|pid| itself(Some(pid)))));
     for (before, after) in [(own_before, own_after), (held_before, held_after)] {
         let grown_kib = after.unwrap_or(0).saturating_sub(before.unwrap_or(0));
         assert!(grown_kib <= GROWN_MAX_KIB, "grown by {grown_kib} KiB in {runs} forks");

@@ -49,3 +49,9 @@ fn sandbox_is_listed_while_it_lives(context: &Context) {
     assert_eq!(listed(context, child.id()), Vec::<Value>::new());
     context.assert_nothing_left();
 }
+
+/// The process that runs the VM, or holds it, of a monitor that is known by `pid`.
+pub(crate) fn itself(pid: Option<u32>) -> u32 {
+    let processes = midge::ps::processes(pid.expect("a process of this machine"));
+    *processes.last().expect("at least that one")
+}

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::forks::text_of;
 use crate::harness::skip;
 use crate::library::inside;
+use crate::ps::itself;
 use crate::templates::held;
 
 crate::tests!("shortage":
@@ -39,7 +40,7 @@ pub(crate) async fn crowded() {
     std::fs::create_dir(&group).expect("a group");
     let put = |file: &str, text: String| std::fs::write(group.join(file), text).expect("the group's own file");
     put("pids.max", "1".to_owned());
-    put("cgroup.procs", held.pid().expect("a process of this machine").to_string());
+    put("cgroup.procs", itself(held.pid()).to_string());
     let refused = chain(&held.fork().await.expect_err("no process is left"));
     assert!(refused.contains("making a process") && refused.contains("end other sandboxes"), "{refused}");
     put("pids.max", "max".to_owned());
@@ -72,7 +73,7 @@ fn limit_space(pid: u32, limit: &str) {
 /// A resident, and so its forks, may have this much more memory than it has: from nothing to enough.
 pub(crate) async fn starved() {
     let held = held("starved", Plan::default()).await;
-    let pid = held.pid().expect("a process of this machine");
+    let pid = itself(held.pid());
     let has = space_bytes(pid);
     let (mut forks, mut refused) = (0, 0);
     for more in (0..12).map(|step| 8192_u64 << step).chain([0]) {

@@ -61,6 +61,7 @@ pub const CRATES: [CrateOrder; 4] = [
             "machine",
             "probe",
             "orders",
+            "doorman",
             "emulated",
             "doctor",
             "workspace",

@@ -13,8 +13,10 @@ use serde::Deserialize;
 
 use crate::sys;
 
+mod jail;
 mod restore;
 
+pub use jail::{Jail, JailPart};
 pub use restore::{RestoreConfig, WORKING_SET_MAX_BYTES, WORKING_SET_PARTS_MAX};
 
 /// Least memory that is accepted: below it no Linux with virtio and vsock reaches its init.
@@ -133,17 +135,6 @@ pub enum ConsoleMode {
     On,
 }
 
-/// Whether the threads of the monitor are locked in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Jail {
-    /// As they must be.
-    #[default]
-    On,
-    /// No system-call filters: to measure what they cost, with a guest that is trusted.
-    Off,
-}
-
 /// How a VM begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start<'a> {
@@ -183,6 +174,8 @@ struct Document {
     track_writes: bool,
     #[serde(default)]
     jail: Jail,
+    #[serde(default)]
+    allow_missing: Vec<JailPart>,
 }
 
 fn on() -> bool {
@@ -301,6 +294,10 @@ impl VmmConfig {
     /// Whether threads are locked in.
     pub fn jail(&self) -> Jail {
         self.doc.jail
+    }
+    /// Parts of the jail that may be missing.
+    pub fn allow_missing(&self) -> &[JailPart] {
+        &self.doc.allow_missing
     }
     /// MSRs that a snapshot carries in addition to KVM's own list.
     pub fn extra_msrs(&self) -> &[u32] {

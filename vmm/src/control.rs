@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -17,15 +18,12 @@ use crate::machine::console::Output;
 use crate::orders::{Answer, ControlSocket, Lifeline, Received};
 use crate::{sys, trace};
 
-/// Signals that ask the monitor to stop its VM.
-pub const STOP_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-
 /// Why the event loop is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// A vCPU ended by itself.
     Guest,
-    /// One of [`STOP_SIGNALS`] came.
+    /// One of [`sys::STOP_SIGNALS`] came.
     Signal,
     /// Whoever holds the other end of the lifeline has closed it, or died.
     Lifeline,
@@ -61,10 +59,10 @@ impl Inbox {
         self.order.take()
     }
 
-    /// Answers the latest order.
-    pub fn answer(&self, answer: &Answer) {
+    /// Answers the latest order; `process` is one that was made.
+    pub fn answer(&self, answer: &Answer, process: Option<&OwnedFd>) {
         if let Some(socket) = &*self.socket.borrow() {
-            socket.answer(answer);
+            socket.answer(answer, process);
         }
     }
 
@@ -106,7 +104,7 @@ impl Control {
         let inbox = Inbox { socket: RefCell::new(socket), ..Inbox::default() };
         Ok(Self {
             ended,
-            signals: sys::signal_descriptor(&STOP_SIGNALS)?.into(),
+            signals: sys::signal_descriptor(&sys::STOP_SIGNALS)?.into(),
             lifeline: lifeline.map(File::from),
             console: console.map(|(line_ended, output)| (line_ended, output, 0)),
             inbox: Rc::new(inbox),
@@ -146,7 +144,7 @@ impl Control {
             Ok(None) => self.end(Cause::Lifeline),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                socket.answer(&Answer::Failed { what: format!("receiving an order: {error}") });
+                socket.answer(&Answer::Failed { what: format!("receiving an order: {error}") }, None);
             }
             Err(_) => self.end(Cause::Lifeline),
         }
@@ -207,7 +205,7 @@ mod tests {
     use crate::orders::{ORDER_MAX_BYTES, Order};
     use event_manager::{EventManager, SubscriberOps};
     use std::io::Write;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::AsFd;
 
     type Loop = EventManager<Box<dyn MutEventSubscriber>>;
 
@@ -284,7 +282,7 @@ mod tests {
         order(&host, b"hello", &[]);
         events.run_with_timeout(1000).unwrap();
         assert!(inbox.take_order().unwrap().order.unwrap_err().contains("understanding the order"));
-        inbox.answer(&Answer::Failed { what: "what?".to_owned() });
+        inbox.answer(&Answer::Failed { what: "what?".to_owned() }, None);
         assert_eq!(heard(&host), r#"{"failed":{"what":"what?"}}"#);
         assert_eq!(inbox.cause(), None);
     }
@@ -310,7 +308,7 @@ mod tests {
         events.run_with_timeout(1000).unwrap();
         assert!(inbox.take_order().is_some());
         assert_eq!(inbox.cause(), None, "the order comes first");
-        inbox.answer(&Answer::Failed { what: "nobody hears this".to_owned() });
+        inbox.answer(&Answer::Failed { what: "nobody hears this".to_owned() }, None);
         events.run_with_timeout(1000).unwrap();
         assert_eq!(inbox.cause(), Some(Cause::Lifeline));
     }
@@ -318,7 +316,7 @@ mod tests {
     #[test]
     fn without_a_control_socket_an_answer_goes_nowhere() {
         let (_events, inbox) = start(Control::new(eventfd(), None, None).unwrap());
-        inbox.answer(&Answer::Forked { pid: 1 });
+        inbox.answer(&Answer::Forked {}, None);
         assert!(inbox.take_order().is_none());
     }
 

@@ -7,18 +7,18 @@
 use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use midge_vmm::boot::layout;
-use midge_vmm::config::{Jail, VmmConfig};
-use midge_vmm::control::STOP_SIGNALS;
+use midge_vmm::config::VmmConfig;
 use midge_vmm::jail::{self, Thread};
 use midge_vmm::machine::kvm::Host;
 use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
 use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace, chain};
-use midge_vmm::vm::devices::Backends;
+use midge_vmm::vm::devices::{Backends, Doors};
 use midge_vmm::vm::opened::{Opened, StartFiles};
 use midge_vmm::vm::resident::Resident;
 use midge_vmm::vm::restore::AtRest;
@@ -49,7 +49,8 @@ The document, with its defaults (kernel or restore, mem_mib and cpus must be giv
    \"extra_msrs\": [],                MSRs that a snapshot carries beyond KVM's list
    \"forkable\": false,               may be frozen and forked by orders on the control socket
    \"track_writes\": false,           the exit event tells which memory the guest has written to
-   \"jail\": \"on\"}                    \"off\": no system-call filters, to measure what they cost
+   \"jail\": \"on\",                   \"off\": no jail at all, to measure what it costs
+   \"allow_missing\": []}             parts of the jail that this host need not give: see midge doctor
 
 With `--config -` the VM stops as soon as stdin reaches its end (the lifeline); where that is a
 SOCK_SEQPACKET socket, it takes orders there as well. SIGTERM, SIGINT and SIGHUP stop it too.
@@ -76,6 +77,9 @@ fn main() -> ExitCode {
             return ExitCode::from(Reason::Config.exit_code());
         }
     };
+    if std::env::vars_os().next().is_some() {
+        return start_without_environment();
+    }
     let (ending, leftovers) = run(&source, &mut trace);
     if !matches!(ending.reason, Reason::Reset | Reason::Stopped) {
         eprintln!("midge-vmm: {}", ending.detail);
@@ -84,6 +88,14 @@ fn main() -> ExitCode {
     // Giving the VM back takes KVM up to 20 ms; by now nobody waits for that.
     drop(leftovers);
     ExitCode::from(ending.reason.exit_code())
+}
+
+/// Starts this program once more, with an empty environment: a monitor has no use for one, and what was in it could be
+/// found in its memory.
+fn start_without_environment() -> ExitCode {
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).env_clear().exec();
+    eprintln!("midge-vmm: starting again without an environment failed: {error}; mount /proc, or start it with none");
+    ExitCode::from(Reason::HostError.exit_code())
 }
 
 fn print(text: &str) -> ExitCode {
@@ -106,11 +118,10 @@ fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Optio
     let text = text.map_err(|e| failed(Reason::Config, "reading the configuration failed", &e))?;
     let config = VmmConfig::from_json(&text).map_err(|e| failed(Reason::Config, "", &e))?;
     trace.mark(Stage::ConfigRead);
-    if config.jail() == Jail::Off {
-        jail::leave_off();
-    }
     let opened = Opened::open(&config).map_err(not_run)?;
     trace.mark(Stage::KvmReady);
+    let doorman = opened.lock_up(&config, trace).map_err(not_run)?;
+    let doors = opened.listener.map(|listener| Doors { listener, doorman });
     let kvm = Arc::new(opened.kvm);
     match opened.start {
         StartFiles::Snapshot(restore, files) => {
@@ -121,12 +132,12 @@ fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Optio
                 return be_resident(&config, kvm, at_rest, lifeline, trace);
             }
             let AtRest { state, ram, disks } = at_rest;
-            let backends = Backends { disks, listener: opened.listener };
+            let backends = Backends { disks, doors };
             let vm = Vm::restore(&config, &kvm, &state, (ram, backends), lifeline, trace).map_err(not_run)?;
             run_vm(vm, trace)
         }
         StartFiles::Images(images) => {
-            let vm = Vm::boot(&config, &kvm, images, (opened.disks, opened.listener), lifeline, trace);
+            let vm = Vm::boot(&config, &kvm, images, (opened.disks, doors), lifeline, trace);
             run_vm(vm.map_err(not_run)?, trace)
         }
     }
@@ -162,10 +173,7 @@ fn be_resident(
 /// What must hold before anything is opened or any thread exists.
 fn prepare_process() -> io::Result<()> {
     sys::close_descriptors_from(3)?;
-    sys::set_no_new_privs()?;
-    sys::set_undumpable()?;
-    sys::ignore_children();
-    for signal in STOP_SIGNALS {
+    for signal in sys::STOP_SIGNALS {
         vmm_sys_util::signal::block_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
     }
     Ok(())

@@ -9,21 +9,25 @@
 //!
 //! | order | descriptors | answer |
 //! | --- | --- | --- |
-//! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pid":N,"pause_us":N,"save_us":N,"fork_us":N}}` |
-//! | `{"fork":{"uds":PATH}}`, to a resident | control, events, stderr of the fork, its listening socket | `{"forked":{"pid":N}}` |
+//! | `{"freeze":{}}`, to a running VM | control, events, stderr of the resident | `{"frozen":{"pause_us":N,"save_us":N,"fork_us":N}}`, with the process |
+//! | `{"fork":{"uds":PATH}}`, to a resident | control, events, stderr; for vsock a listener, the line to a doorman | `{"forked":{}}`, with the process |
 //! | `{"save":{}}`, to a resident | state, memory, one layer for each disk with an overlay | `{"saved":{"memory_bytes":N}}` |
 //! | `{"discard":{"ranges":[[START,LEN],...]}}`, to a running VM | | `{"discarded":{"bytes":N}}` |
 //! | any | | `{"failed":{"what":TEXT}}` |
+//!
+//! A process comes as a descriptor of it (`pidfd_open(2)`): its number inside a jail means nothing
+//! outside. One that has ended already does not come.
 
 use std::cell::RefCell;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::net::sockopt::socket_type;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketType, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
@@ -58,8 +62,6 @@ pub enum Order {
 pub enum Answer {
     /// There is a resident; the VM goes on.
     Frozen {
-        /// The resident's process id, as the VM's monitor sees it.
-        pid: u32,
         /// From the order to the guest's going on, in microseconds.
         pause_us: u64,
         /// Of that, until the state was taken.
@@ -68,10 +70,7 @@ pub enum Answer {
         fork_us: u64,
     },
     /// There is a fork.
-    Forked {
-        /// Its process id, as the resident sees it.
-        pid: u32,
-    },
+    Forked {},
     /// The files are complete and on disk.
     Saved {
         /// Bytes of memory that were not zero.
@@ -158,10 +157,17 @@ impl ControlSocket {
         Ok((bytes[..got.bytes].to_vec(), descriptors))
     }
 
-    /// Answers. A host that is gone or does not listen is found out by the end of the socket.
-    pub fn answer(&self, answer: &Answer) {
+    /// Answers; `process` is one that was made. A host that is gone or does not listen is found out by the end of the
+    /// socket.
+    pub fn answer(&self, answer: &Answer, process: Option<&OwnedFd>) {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        let descriptors: Vec<_> = process.into_iter().map(AsFd::as_fd).collect();
+        // There is room for one.
+        let _ = descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(&descriptors));
         if let Ok(text) = serde_json::to_vec(answer) {
-            let _ = send(&self.fd, &text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let _ = sendmsg(&self.fd, &[IoSlice::new(&text)], &mut control, flags);
         }
     }
 

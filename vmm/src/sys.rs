@@ -9,6 +9,10 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::kvm_run;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+
+/// Signals that ask the monitor to stop its VM.
+pub const STOP_SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// CLOCK_MONOTONIC in nanoseconds: the clock that other processes of this host read too.
 pub fn monotonic_ns() -> u64 {
@@ -30,24 +34,6 @@ pub fn host_memory_bytes() -> u64 {
         return 0;
     }
     info.totalram.saturating_mul(u64::from(info.mem_unit))
-}
-
-/// No later exec of this process gains privileges; a system-call filter needs it.
-///
-/// # Errors
-/// The kernel's error; none is known to occur.
-pub fn set_no_new_privs() -> io::Result<()> {
-    // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers and touches no memory of ours.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) })
-}
-
-/// No core dump and no ptrace by other processes of the same user: guest memory stays here.
-///
-/// # Errors
-/// The kernel's error; none is known to occur.
-pub fn set_undumpable() -> io::Result<()> {
-    // SAFETY: PR_SET_DUMPABLE takes plain numbers and touches no memory of ours.
-    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0_u64, 0_u64, 0_u64, 0_u64) })
 }
 
 /// Closes every descriptor from `first` on: what the parent left open by mistake.
@@ -122,17 +108,17 @@ pub fn fork() -> io::Result<Option<u32>> {
     }
 }
 
-/// In a twin: closes every descriptor above stderr but those of `keep`.
+/// Closes every descriptor from `first` on but those of `keep`.
 ///
-/// The twin's Rust values for the others must be forgotten, not dropped.
+/// The Rust values for the others must be forgotten, not dropped.
 ///
 /// # Errors
 /// The kernel's error, for example ENOSYS before Linux 5.9.
-pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|&fd| u32::try_from(fd).ok()).filter(|&fd| fd > 2).collect();
+pub fn keep_only(first: u32, keep: &[RawFd]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|&fd| u32::try_from(fd).ok()).filter(|&fd| fd >= first).collect();
     keep.sort_unstable();
     keep.dedup();
-    let mut first = 3;
+    let mut first = first;
     for fd in keep {
         if first < fd {
             close_range(first, fd - 1)?;
@@ -140,6 +126,104 @@ pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
         first = fd + 1;
     }
     close_range(first, u32::MAX)
+}
+
+/// Makes a twin of this process with these flags of `clone(2)`: `None` in the twin, its process id
+/// in this one. The calling thread must be the only one of its process.
+///
+/// # Errors
+/// The kernel's: EPERM when a namespace may not be made, ENOSPC when there are too many.
+pub fn clone(flags: i32) -> io::Result<Option<u32>> {
+    let none = std::ptr::null::<u8>();
+    // SAFETY: without CLONE_VM and a stack of its own the twin goes on here with a copy of
+    // everything, as after fork(2); there is no other thread whose locks it could miss.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, none, none, none, none) };
+    match u32::try_from(pid) {
+        Err(_) => Err(io::Error::last_os_error()),
+        Ok(0) => Ok(None),
+        Ok(pid) => Ok(Some(pid)),
+    }
+}
+
+/// A descriptor of a process; `None` when it has ended, or none can be had.
+pub fn process(pid: u32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok()
+}
+
+/// What [`reap_any`] finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaped {
+    /// A child that has ended, and its wait status.
+    Child {
+        /// Its process id.
+        pid: u32,
+        /// As `wait(2)` gives it.
+        status: i32,
+    },
+    /// There are children, and none has ended.
+    None,
+    /// There is no child.
+    Nobody,
+}
+
+/// Reaps one child that has ended.
+///
+/// # Errors
+/// The kernel's; none is known to occur.
+pub fn reap_any() -> io::Result<Reaped> {
+    match waitpid(None, WaitOptions::NOHANG) {
+        Ok(None) => Ok(Reaped::None),
+        Ok(Some((pid, status))) => {
+            Ok(Reaped::Child { pid: pid.as_raw_nonzero().get().unsigned_abs(), status: status.as_raw() })
+        }
+        Err(rustix::io::Errno::CHILD) => Ok(Reaped::Nobody),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for a child's end; gives its wait status.
+///
+/// # Errors
+/// ECHILD when it is no child of this process, or was reaped already.
+pub fn wait_for(pid: u32) -> io::Result<i32> {
+    loop {
+        match waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(status.as_raw()),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sends a signal to a child that was not reaped yet.
+///
+/// # Errors
+/// The kernel's; EINVAL for what is no signal.
+pub fn signal(pid: u32, number: i32) -> io::Result<()> {
+    let named = (Pid::from_raw(pid.cast_signed()), Signal::from_named_raw(number));
+    let (Some(pid), Some(signal)) = named else { return Err(io::ErrorKind::InvalidInput.into()) };
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Ends this process at once: nothing is flushed and nothing dropped.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: it does not return, and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Ends this process in the way that a wait status tells of: with the same exit code, or by the
+/// same signal.
+pub fn end_as(status: i32) -> ! {
+    if libc::WIFSIGNALED(status) {
+        let number = libc::WTERMSIG(status);
+        // SAFETY: SIG_DFL runs no code of ours.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // A signal that cannot be unblocked ends nothing; the code below does.
+        let _ = vmm_sys_util::signal::unblock_signal(number);
+        let _ = signal(std::process::id(), number);
+        exit_now(128 + number);
+    }
+    exit_now(libc::WEXITSTATUS(status))
 }
 
 /// Leaves the mapping of `len` bytes that begins with `first` out of twins of this process.

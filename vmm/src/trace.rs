@@ -24,6 +24,12 @@ pub enum Stage {
     Forked,
     /// The configuration was read and checked.
     ConfigRead,
+    /// The jail: a process in namespaces of its own.
+    Namespaces,
+    /// Its root is empty.
+    EmptyRoot,
+    /// It has no rights left, and the monitor is a process of its own in it.
+    Enclosed,
     /// The state of a snapshot was read and its memory mapped.
     StateRead,
     /// A resident waits for orders.

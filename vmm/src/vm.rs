@@ -16,7 +16,6 @@ pub mod resident;
 pub mod restore;
 
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,7 +27,7 @@ use crate::boot::plan::{BootError, BootPlan, Images};
 use crate::boot::registers;
 use crate::config::{ConsoleMode, VmmConfig};
 use crate::control::{Control, Inbox};
-use crate::jail::{self, Thread};
+use crate::jail::{self, JailError, Thread};
 use crate::machine::bus::Bus;
 use crate::machine::console::{self, Output};
 use crate::machine::kvm::{self, Host, KvmError, Machine};
@@ -41,7 +40,7 @@ use crate::orders::Lifeline;
 use crate::snapshot::VmState;
 use crate::trace::{Ending, Reason, Stage, Trace};
 
-use devices::{Backends, DeviceError, Devices, DiskFiles};
+use devices::{Backends, DeviceError, Devices, DiskFiles, Doors};
 use ending::Evidence;
 use restore::RestoreError;
 
@@ -66,6 +65,9 @@ pub enum VmError {
     /// A snapshot cannot be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The jail could not be entered.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The vCPUs could not be paused.
     #[error(transparent)]
     Pause(#[from] PauseError),
@@ -146,7 +148,7 @@ impl Vm {
         config: &VmmConfig,
         kvm: &Arc<Host>,
         images: Images,
-        (disks, listener): (Vec<DiskFiles>, Option<UnixListener>),
+        (disks, doors): (Vec<DiskFiles>, Option<Doors>),
         lifeline: Option<Lifeline>,
         trace: &mut Trace,
     ) -> Result<Self, VmError> {
@@ -159,7 +161,7 @@ impl Vm {
         let machine = kvm.create(&ram, pages.clone(), config.tracks_writes())?;
         trace.mark(Stage::MemoryReady);
 
-        let backends = Backends { disks: devices::make_disks(config, disks, |_| None)?, listener };
+        let backends = Backends { disks: devices::make_disks(config, disks, |_| None)?, doors };
         let (bus, devices) = devices::attach(config, backends, &machine, &ram, pages.as_ref())?;
         let vcpus = boot_vcpus(config, kvm, &machine, &regs)?;
         let parts = Parts { machine, ram, kernel_range, bus, devices };

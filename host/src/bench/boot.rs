@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::greeting::{Greeted, Greeter, since_us};
 use super::launch::{Payload, Started, prepare};
 use super::{Aim, BenchError, Contender, Exits, Jail, Report, Sample, Series, Unit, check_runs, exits, memory};
+use crate::ps;
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,11 +176,12 @@ fn once(contender: &Contender, options: &BootOptions) -> Result<Run, BenchError>
 impl Run {
     /// What is known once an agent has answered, with its monitor still there. Ends the conversation.
     fn of(greeted: Greeted, pid: u32, options: &BootOptions) -> Self {
+        let processes = ps::processes(pid);
         Self {
             first_output_us: greeted.hello_us,
             first_reply_us: Some(greeted.reply_us),
-            exits: exits::of(pid),
-            own_memory_kib: memory::own_kib(pid, options.mem_mib),
+            exits: exits::of(processes.last().copied().unwrap_or(pid)),
+            own_memory_kib: processes.iter().map(|pid| memory::own_kib(*pid, options.mem_mib)).sum(),
             guest_stages: greeted.stages,
             stages: Vec::new(),
         }

@@ -140,7 +140,7 @@ fn midge(
     };
     let line = config.to_line().map_err(|error| prepare(who)(error.into()))?;
     let mut command = Command::new(program);
-    command.args(["--config", "-"]).stdin(Stdio::piped());
+    command.args(["--config", "-"]).env_clear().stdin(Stdio::piped());
     let mut started = Started::run(who, &mut command, uds, payload.limit)?;
     started.lifeline = started.child.stdin.take();
     if let Some(lifeline) = &mut started.lifeline {

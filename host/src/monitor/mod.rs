@@ -209,7 +209,7 @@ impl Monitor {
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
             Life::Native(process) => Some(process.pid()),
-            Life::Twin(twin) => Some(twin.pid()),
+            Life::Twin(twin) => twin.pid(),
             Life::Remote(_) => None,
         }
     }

@@ -55,8 +55,8 @@ impl Reach {
             Way::There(host, id) => return host.discard(id, ranges).await.map_err(emulated("drop guest memory")),
         };
         match orders.order(&Order::Discard { ranges }, &[], PROMPT).await.map_err(refused(ACTION))? {
-            Answer::Discarded { bytes } => Ok(bytes),
-            other => Err(unexpected(ACTION, &other)),
+            (Answer::Discarded { bytes }, _) => Ok(bytes),
+            (other, _) => Err(unexpected(ACTION, &other)),
         }
     }
 }

@@ -20,6 +20,7 @@ use super::reach::{Reach, Way};
 use super::twin::Twin;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{Dialer, End, Life, Monitor, MonitorError, Place, VmmConfig};
+use crate::doorman;
 use crate::orders::{self, Answer, Order, OrderError, Orders, PROMPT, Pause, SAVING};
 use crate::timeline::Recorder;
 
@@ -100,11 +101,11 @@ impl Reach {
         };
         let (near, far) = orders::streams().map_err(local(ACTION))?;
         let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
-        let (pid, pause) = match answer.map_err(refused(ACTION))? {
-            Answer::Frozen { pid, pause } => (pid, pause),
-            other => return Err(unexpected(ACTION, &other)),
+        let (process, pause) = match answer.map_err(refused(ACTION))? {
+            (Answer::Frozen { pause }, process) => (process, pause),
+            (other, _) => return Err(unexpected(ACTION, &other)),
         };
-        let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
+        let twin = Twin::new(process, Arc::new(near.orders)).map_err(local(ACTION))?;
         let Heard { ended, .. } = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours, None);
         Ok((Resident { place, life: ResidentLife::Twin(twin), recorder: silent, ended }, pause))
     }
@@ -156,7 +157,7 @@ impl Resident {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
-            ResidentLife::Twin(twin) => Some(twin.pid()),
+            ResidentLife::Twin(twin) => twin.pid(),
             ResidentLife::Child(process) => Some(process.pid()),
             ResidentLife::Remote(_) => None,
         }
@@ -189,14 +190,15 @@ impl Resident {
         let listener =
             UnixListener::bind(socket).map_err(|source| MonitorError::Listen { path: socket.to_owned(), source })?;
         let (near, far) = orders::streams().map_err(local(ACTION))?;
+        let line = doorman::attend(socket.to_owned()).map_err(local(ACTION))?;
         let [control, events, stderr] = far.descriptors();
         let order = Order::Fork { uds: socket.to_owned() };
-        let answer = orders.order(&order, &[control, events, stderr, listener.as_fd()], PROMPT).await;
-        let pid = match answer.map_err(refused(ACTION))? {
-            Answer::Forked { pid } => pid,
-            other => return Err(unexpected(ACTION, &other)),
+        let answer = orders.order(&order, &[control, events, stderr, listener.as_fd(), line.as_fd()], PROMPT).await;
+        let process = match answer.map_err(refused(ACTION))? {
+            (Answer::Forked {}, process) => process,
+            (other, _) => return Err(unexpected(ACTION, &other)),
         };
-        let twin = Twin::new(pid, Arc::new(near.orders)).map_err(local(ACTION))?;
+        let twin = Twin::new(process, Arc::new(near.orders)).map_err(local(ACTION))?;
         let Heard { ended, reaped } = listen(near.events, near.stderr, twin.gone(), recorder, Clock::Ours, None);
         Ok(Monitor { dialer, ended, reaped, life: Life::Twin(twin) })
     }
@@ -218,8 +220,8 @@ impl Resident {
         let made = made.map_err(local(ACTION))?;
         let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
         match orders.order(&Order::Save {}, &descriptors, SAVING).await.map_err(refused(ACTION))? {
-            Answer::Saved { memory_bytes } => Ok(memory_bytes),
-            other => Err(unexpected(ACTION, &other)),
+            (Answer::Saved { memory_bytes }, _) => Ok(memory_bytes),
+            (other, _) => Err(unexpected(ACTION, &other)),
         }
     }
 }

@@ -7,30 +7,32 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use rustix::process::{Signal, pidfd_send_signal};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::orders::{Orders, process};
+use crate::orders::{Orders, number_of, watched};
 
 /// A process that is held by its control socket and known by a descriptor.
 #[derive(Debug)]
 pub(super) struct Twin {
     orders: Arc<Orders>,
-    /// `None` where it had ended before it could be looked at.
-    pidfd: Option<Arc<AsyncFd<OwnedFd>>>,
-    pid: u32,
+    /// `None` where it had ended before it could be told of.
+    process: Option<Arc<AsyncFd<OwnedFd>>>,
+    pid: Option<u32>,
 }
 
 impl Twin {
-    /// The process `pid`, which a monitor has just made and tied to `orders`. Should it have ended already, its streams tell why.
-    pub(super) fn new(pid: u32, orders: Arc<Orders>) -> io::Result<Self> {
-        let pidfd = match process(pid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
-            opened => Some(Arc::new(opened?)),
-        };
-        Ok(Self { orders, pidfd, pid })
+    /// A process that a monitor has just made and tied to `orders`. Should it have ended already, its streams tell why.
+    pub(super) fn new(process: Option<OwnedFd>, orders: Arc<Orders>) -> io::Result<Self> {
+        let pid = process.as_ref().and_then(number_of);
+        // What is no process, or none any more, cannot be held.
+        let process = process.filter(|_| pid.is_some());
+        let process = process.map(|process| watched(process, Interest::READABLE).map(Arc::new)).transpose()?;
+        Ok(Self { orders, process, pid })
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    /// Its number, unless it has ended already.
+    pub(super) fn pid(&self) -> Option<u32> {
         self.pid
     }
 
@@ -40,11 +42,11 @@ impl Twin {
 
     /// Resolves when it is gone. How it ended only its parent could know.
     pub(super) fn gone(&self) -> impl Future<Output = Option<ExitStatus>> + Send + 'static {
-        let pidfd = self.pidfd.clone();
+        let process = self.process.clone();
         async move {
-            if let Some(pidfd) = pidfd {
+            if let Some(process) = process {
                 // It fails only where no process could be waited for at all.
-                let _ = pidfd.readable().await;
+                let _ = process.readable().await;
             }
             None
         }
@@ -55,10 +57,10 @@ impl Twin {
     }
 
     pub(super) fn kill(&self) {
-        if let Some(pidfd) = &self.pidfd
-            && let Err(error) = pidfd_send_signal(pidfd.get_ref(), Signal::KILL)
+        if let Some(process) = &self.process
+            && let Err(error) = pidfd_send_signal(process.get_ref(), Signal::KILL)
         {
-            tracing::debug!(pid = self.pid, %error, "killing a fork");
+            tracing::debug!(pid = ?self.pid, %error, "killing a fork");
         }
     }
 }
@@ -73,14 +75,32 @@ impl Drop for Twin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    fn held(process: Option<OwnedFd>) -> Twin {
+        Twin::new(process, Arc::new(Orders::pair().unwrap().0)).unwrap()
+    }
 
     #[tokio::test]
-    async fn a_process_that_has_ended_already_is_gone_at_once() {
+    async fn a_process_that_has_ended_or_is_none_is_gone_at_once() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
+        let descriptor = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let other = std::fs::File::open("/dev/null").unwrap().into();
         child.wait().unwrap();
-        let twin = Twin::new(child.id(), Arc::new(Orders::pair().unwrap().0)).unwrap();
-        twin.kill();
-        assert_eq!(twin.gone().await, None);
-        assert!(Twin::new(0, Arc::new(Orders::pair().unwrap().0)).is_err(), "no process at all");
+        for process in [Some(descriptor), Some(other), None] {
+            let twin = held(process);
+            twin.kill();
+            assert_eq!(twin.gone().await, None);
+            assert_eq!(twin.pid(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_known_by_its_descriptor() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let twin = held(Some(pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap()));
+        assert_eq!(twin.pid(), Some(child.id()));
+        drop(twin);
+        assert!(!child.wait().unwrap().success(), "it is killed");
     }
 }

@@ -67,7 +67,7 @@ impl World {
             return;
         }
         match self.mux.on_packet(header, 100_000, self.now_ms) {
-            Action::Nothing => {}
+            Action::Nothing | Action::Unknown(_) => {}
             Action::Open { ports, credit } if accepts => {
                 let id = self.mux.accept(ports, credit, self.now_ms).expect("there was room");
                 assert!(self.owed.insert(id, 0).is_none());

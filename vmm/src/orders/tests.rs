@@ -100,15 +100,15 @@ fn answers_are_one_json_object_each() {
     let (host, monitor) = pair();
     for (answer, text) in [
         (
-            Answer::Frozen { pid: 4, pause_us: 3, save_us: 2, fork_us: 1 },
-            r#"{"frozen":{"pid":4,"pause_us":3,"save_us":2,"fork_us":1}}"#,
+            Answer::Frozen { pause_us: 3, save_us: 2, fork_us: 1 },
+            r#"{"frozen":{"pause_us":3,"save_us":2,"fork_us":1}}"#,
         ),
-        (Answer::Forked { pid: 7 }, r#"{"forked":{"pid":7}}"#),
+        (Answer::Forked {}, r#"{"forked":{}}"#),
         (Answer::Discarded { bytes: 4096 }, r#"{"discarded":{"bytes":4096}}"#),
         (Answer::Saved { memory_bytes: 9 }, r#"{"saved":{"memory_bytes":9}}"#),
         (Answer::Failed { what: "x".into() }, r#"{"failed":{"what":"x"}}"#),
     ] {
-        monitor.answer(&answer);
+        monitor.answer(&answer, None);
         assert_eq!(heard(&host), text);
     }
 }
@@ -126,10 +126,10 @@ fn a_host_that_does_not_listen_blocks_and_kills_nobody() {
     let (host, monitor) = pair();
     let answer = Answer::Failed { what: "x".repeat(1000) };
     for _ in 0..10_000 {
-        monitor.answer(&answer);
+        monitor.answer(&answer, None);
     }
     drop(host);
-    monitor.answer(&answer);
+    monitor.answer(&answer, None);
     assert!(monitor.receive().unwrap().is_none());
 }
 

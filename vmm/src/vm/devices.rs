@@ -7,7 +7,8 @@
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -154,8 +155,17 @@ pub struct VsockDevice {
 pub struct Backends {
     /// The disks in order.
     pub disks: Vec<Box<dyn Disk>>,
-    /// Where vsock's clients knock.
-    pub listener: Option<UnixListener>,
+    /// vsock's ways in and out.
+    pub doors: Option<Doors>,
+}
+
+/// Where vsock's connections come in and go out.
+#[derive(Debug)]
+pub struct Doors {
+    /// Where clients knock.
+    pub listener: UnixListener,
+    /// The line to whoever lets the guest out.
+    pub doorman: OwnedFd,
 }
 
 /// The files of a disk: opened, and not looked into yet.
@@ -173,6 +183,19 @@ impl DiskFiles {
     /// [`DeviceError::OpenFile`] names the disk and what failed.
     pub fn open_all(config: &VmmConfig) -> Result<Vec<Self>, DeviceError> {
         config.disks().iter().enumerate().map(|(index, disk)| Self::open(index, disk)).collect()
+    }
+
+    /// Length of the longest file of a disk, in bytes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn longest(files: &[Self]) -> io::Result<u64> {
+        let mut longest = 0;
+        for mut file in files.iter().flat_map(|files| [Some(&files.base), files.overlay.as_ref()]).flatten() {
+            // Also of a block device, which has no length that metadata would tell.
+            longest = file.seek(SeekFrom::End(0))?.max(longest);
+        }
+        Ok(longest)
     }
 
     fn open(index: usize, disk: &DiskConfig) -> Result<Self, DeviceError> {
@@ -237,8 +260,8 @@ pub fn attach(
         let block = block.map_err(host("starting a disk's thread"))?;
         devices.disks.push(connect(block, (words.next(), pages.next()), machine, ram, &mut bus)?);
     }
-    let (Some(vsock), Some(listener)) = (config.vsock(), backends.listener) else { return Ok((bus, devices)) };
-    let (device, worker) = vsock::pair(vsock.guest_cid(), listener, vsock.uds())?;
+    let (Some(vsock), Some(doors)) = (config.vsock(), backends.doors) else { return Ok((bus, devices)) };
+    let (device, worker) = vsock::pair(vsock.guest_cid(), doors.listener, doors.doorman, vsock.uds())?;
     let registers = connect(device, (words.next(), pages.next()), machine, ram, &mut bus)?;
     let guest_cid = vsock.guest_cid();
     devices.vsock = Some(VsockDevice { registers, worker: Rc::new(RefCell::new(worker)), guest_cid });

@@ -44,14 +44,17 @@ impl Vm {
     /// Carries out an order; in the twin that a freeze makes, the resident it is to be.
     pub(super) fn obey(&mut self, received: Received) -> Option<Result<Box<Resident>, VmError>> {
         let failed = |what: String| Answer::Failed { what };
+        let mut process = None;
         let answer = match received.order {
             Ok(Order::Freeze {}) => match self.freeze(received.descriptors) {
-                Ok(Twin::First(pause)) => Answer::Frozen {
-                    pid: pause.pid,
-                    pause_us: micros(pause.whole),
-                    save_us: micros(pause.save),
-                    fork_us: micros(pause.fork),
-                },
+                Ok(Twin::First(pause)) => {
+                    process = sys::process(pause.pid);
+                    Answer::Frozen {
+                        pause_us: micros(pause.whole),
+                        save_us: micros(pause.save),
+                        fork_us: micros(pause.fork),
+                    }
+                }
                 Ok(Twin::Second(resident)) => return Some(resident),
                 Err(error) => failed(chain(&error)),
             },
@@ -64,7 +67,7 @@ impl Vm {
             }
             Err(what) => failed(what),
         };
-        self.inbox.answer(&answer);
+        self.inbox.answer(&answer, process.as_ref());
         None
     }
 
@@ -84,7 +87,7 @@ impl Vm {
         if !matches!(control, Lifeline::Control(_)) {
             return Err(refuse("a resident takes its orders on a SOCK_SEQPACKET socket, the first descriptor"));
         }
-        let streams = Streams { control, events, stderr, listener: None };
+        let streams = Streams { control, events, stderr, doors: None };
         let begun = self.pause_at_rest()?;
         let (disks, vsock) = self.devices.pause();
         // Only now is there nobody left who could interrupt a vCPU behind its saved state.
@@ -155,7 +158,7 @@ impl Vm {
         let mut keep: Vec<_> =
             disks.iter().filter_map(|disk| disk.layer()).flat_map(|layer| layer.descriptors).collect();
         keep.extend([kvm.as_raw_fd(), control.descriptor().as_raw_fd()]);
-        sys::keep_only(&keep).map_err(host("closing what belongs to the other"))?;
+        sys::keep_only(3, &keep).map_err(host("closing what belongs to the other"))?;
         let at_rest = AtRest { state, ram: self.ram.clone(), disks };
         Ok(Resident { kvm, config, at_rest, control })
     }

@@ -4,14 +4,24 @@
 //! Nothing is looked into yet: what files say is read where little can be reached. Behind this
 //! file no other opens anything.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use super::VmError;
 use super::devices::{self, DiskFiles};
 use super::restore::SnapshotFiles;
+use super::{VmError, host};
 use crate::boot::plan::Images;
-use crate::config::{RestoreConfig, Start, VmmConfig};
+use crate::config::{Jail, RestoreConfig, Start, VmmConfig, VsockConfig};
+use crate::jail::{self, Limits, Wanted};
 use crate::machine::kvm::Host;
+use crate::trace::Trace;
+use crate::vsock::client::CLIENTS_MAX;
+use crate::vsock::table::CONNECTIONS_MAX;
+
+/// Most descriptors of a monitor: one for each connection and client of vsock, and those of everything else.
+const DESCRIPTORS_MAX: u64 = (CONNECTIONS_MAX + CLIENTS_MAX + 256) as u64;
+/// How much longer than disk or memory a file may be that is made of it: tables of what it holds.
+const FILE_SPARE_BYTES: u64 = 1 << 30;
 
 /// The files and sockets of one VM.
 #[derive(Debug)]
@@ -51,5 +61,29 @@ impl<'a> Opened<'a> {
         let kvm = Host::open(config.cpus())?;
         let listener = if is_resident { None } else { devices::listen(config)? };
         Ok(Self { kvm, start, disks, listener })
+    }
+}
+
+impl Opened<'_> {
+    /// Locks the process up, which from then on has nothing but what is opened here. Returns in a
+    /// process of its own; see [`jail::enter`].
+    ///
+    /// # Errors
+    /// [`VmError::Jail`].
+    pub fn lock_up(&self, config: &VmmConfig, trace: &mut Trace) -> Result<OwnedFd, VmError> {
+        let uds = config.vsock().map(VsockConfig::uds);
+        if config.jail() == Jail::Off {
+            return Ok(jail::leave_off(uds)?.doorman);
+        }
+        let longest = DiskFiles::longest(&self.disks).map_err(host("measuring the disks"))?;
+        let limits = Limits {
+            descriptors: DESCRIPTORS_MAX,
+            file_bytes: longest.max(config.mem_bytes()).saturating_add(FILE_SPARE_BYTES),
+        };
+        let entered = jail::enter(&Wanted { allow_missing: config.allow_missing(), limits, uds }, trace)?;
+        for (part, why) in &entered.missing {
+            eprintln!("midge-vmm: the jail has no {part} ({why})");
+        }
+        Ok(entered.doorman)
     }
 }

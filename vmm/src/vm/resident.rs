@@ -10,19 +10,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use vmm_sys_util::signal;
 
-use super::devices::Backends;
+use super::devices::{Backends, Doors};
 use super::restore::AtRest;
 use super::{Stopped, Vm, VmError, host};
 use crate::config::VmmConfig;
-use crate::control::STOP_SIGNALS;
 use crate::disk::Layer;
+use crate::jail;
 use crate::machine::kvm::Host;
 use crate::orders::{Answer, ControlSocket, Lifeline, Order, Received};
 use crate::snapshot::files;
@@ -73,7 +72,7 @@ impl Resident {
                 Ok(None) => return Ok((released(), None)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.control.answer(&Answer::Failed { what: format!("receiving an order: {error}") });
+                    self.control.answer(&Answer::Failed { what: format!("receiving an order: {error}") }, None);
                     if error.kind() != io::ErrorKind::InvalidData {
                         return Err(host("receiving an order")(error));
                     }
@@ -84,13 +83,17 @@ impl Resident {
 
     fn obey(&mut self, received: Received, asked: Instant, trace: &mut Trace) -> Result<Role, VmError> {
         let Received { order, descriptors } = received;
+        let mut process = None;
         let answer = match order {
             Ok(Order::Fork { uds }) => match self.prepare(&uds, descriptors) {
                 Ok((config, streams)) => match sys::fork() {
                     Ok(None) => {
                         return self.become_fork(&config, streams, asked, trace).map(|vm| Role::Fork(Box::new(vm)));
                     }
-                    Ok(Some(pid)) => Answer::Forked { pid },
+                    Ok(Some(pid)) => {
+                        process = sys::process(pid);
+                        Answer::Forked {}
+                    }
                     Err(error) => failed(&format!("making a process: {error}; free memory or end other sandboxes")),
                 },
                 Err(what) => failed(&what),
@@ -102,14 +105,14 @@ impl Resident {
             Ok(Order::Freeze {}) => failed("a resident runs no VM that could be frozen; order a fork"),
             Err(what) => failed(&what),
         };
-        self.control.answer(&answer);
+        self.control.answer(&answer, process.as_ref());
         Ok(Role::Resident)
     }
 
     /// Everything about an order to fork that can be refused.
     fn prepare(&self, uds: &Path, descriptors: Vec<OwnedFd>) -> Result<(VmmConfig, Streams), String> {
         let config = self.config.for_fork(uds).map_err(|error| error.to_string())?;
-        let wanted = if config.vsock().is_some() { 4 } else { 3 };
+        let wanted = if config.vsock().is_some() { 5 } else { 3 };
         let count = descriptors.len();
         if count != wanted {
             return Err(format!("a fork takes {wanted} descriptors, {count} came with the order"));
@@ -117,7 +120,10 @@ impl Resident {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or_else(|| "too few descriptors".to_owned());
         let control = Lifeline::new(next()?);
-        let streams = Streams { control, events: next()?, stderr: next()?, listener: next().ok() };
+        let mut streams = Streams { control, events: next()?, stderr: next()?, doors: None };
+        if config.vsock().is_some() {
+            streams.doors = Some(Doors { listener: next()?.into(), doorman: next()? });
+        }
         Ok((config, streams))
     }
 
@@ -132,10 +138,11 @@ impl Resident {
     ) -> Result<Vm, VmError> {
         *trace = Trace::begin(Stage::ForkAsked, asked);
         trace.mark(Stage::Forked);
+        jail::enter_as_fork().map_err(host("entering a domain of its own"))?;
         let lifeline = streams.take_places().map_err(host("taking over the fork's streams"))?;
         await_signals(true).map_err(host("blocking signals"))?;
         let disks = std::mem::take(&mut self.at_rest.disks);
-        let backends = Backends { disks, listener: lifeline.1 };
+        let backends = Backends { disks, doors: lifeline.1 };
         Vm::restore(
             config,
             &self.kvm,
@@ -161,23 +168,25 @@ pub(super) struct Streams {
     pub(super) control: Lifeline,
     pub(super) events: OwnedFd,
     pub(super) stderr: OwnedFd,
-    pub(super) listener: Option<OwnedFd>,
+    pub(super) doors: Option<Doors>,
 }
 
 impl Streams {
     /// Makes them this process' standard streams, in place of those of the process it came from.
-    pub(super) fn take_places(self) -> io::Result<(Lifeline, Option<UnixListener>)> {
+    pub(super) fn take_places(self) -> io::Result<(Lifeline, Option<Doors>)> {
         rustix::stdio::dup2_stdin(self.control.descriptor())?;
         rustix::stdio::dup2_stdout(self.events)?;
         rustix::stdio::dup2_stderr(self.stderr)?;
-        Ok((self.control, self.listener.map(UnixListener::from)))
+        Ok((self.control, self.doors))
     }
 }
 
 /// A VM is told of the signals that stop it; a resident simply ends by them.
 fn await_signals(is_blocked: bool) -> io::Result<()> {
     let change = if is_blocked { signal::block_signal } else { signal::unblock_signal };
-    STOP_SIGNALS.iter().try_for_each(|number| change(*number).map_err(|error| io::Error::other(format!("{error:?}"))))
+    sys::STOP_SIGNALS
+        .iter()
+        .try_for_each(|number| change(*number).map_err(|error| io::Error::other(format!("{error:?}"))))
 }
 
 fn failed(what: &str) -> Answer {

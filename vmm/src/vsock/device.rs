@@ -5,6 +5,7 @@
 //! sends the queues to [`super::worker`], and at a reset it waits until they have been let go.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::doorman::Doorman;
 use super::host_socket::Door;
 use super::worker::VsockWorker;
 use crate::virtio::spec::{device_id, feature};
@@ -100,16 +102,21 @@ pub struct Vsock {
 ///
 /// # Errors
 /// [`VsockError::GuestCid`] before anything is opened; [`VsockError::Host`].
-pub fn pair(guest_cid: u64, listener: UnixListener, uds: &Path) -> Result<(Vsock, VsockWorker), VsockError> {
+pub fn pair(
+    guest_cid: u64,
+    listener: UnixListener,
+    doorman: OwnedFd,
+    uds: &Path,
+) -> Result<(Vsock, VsockWorker), VsockError> {
     if !(GUEST_CID_FIRST..=GUEST_CID_LAST).contains(&guest_cid) {
         return Err(VsockError::GuestCid { cid: guest_cid });
     }
     let host = |what| move |source| VsockError::Host { what, path: uds.to_path_buf(), source };
     let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(host("opening an eventfd"))?;
     let wake_of_worker = wake.try_clone().map_err(host("duplicating an eventfd"))?;
-    let door = Door::new(listener, uds).map_err(host("preparing the listening socket"))?;
+    let doors = (Door::new(listener).map_err(host("preparing the listening socket"))?, Doorman::new(doorman));
     let (sender, receiver): (Sender<Command>, Receiver<Command>) = channel();
-    let worker = VsockWorker::new(guest_cid, door, receiver, wake_of_worker).map_err(host("opening an epoll"))?;
+    let worker = VsockWorker::new(guest_cid, doors, receiver, wake_of_worker).map_err(host("opening an epoll"))?;
     let control = VsockControl { commands: sender, wake: Arc::new(wake) };
     Ok((Vsock { guest_cid, control, is_active: false }, worker))
 }

@@ -1,42 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host's end: Unix sockets. The only file of vsock that moves bytes in or out of one.
 //!
-//! [`Door`] is where clients knock and whence the guest's connections go out; [`HostStream`] is
+//! [`Door`] is where clients knock, [`connect`] how a doorman lets the guest out; [`HostStream`] is
 //! the socket of one connection, with the bytes it could not take yet. Bytes go straight between
 //! the socket and guest memory ([`crate::virtio::vectored`]); only what a full socket refuses is
 //! copied, and the connection's window bounds that. Nothing here waits, and nothing here knows
 //! packets, credit or queues.
-#![expect(unsafe_code, reason = "std has no connect that does not wait, and no accept of a socket that does not")]
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, socket_with};
 use vm_memory::VolatileSlice;
 
 use crate::virtio::{Reader, vectored};
 
-/// Where connections come in and go out.
+/// Where connections come in.
 #[derive(Debug)]
 pub struct Door {
     listener: UnixListener,
-    /// Connections of the guest to port P go to this path with `_P` behind it.
-    uds: PathBuf,
 }
 
 impl Door {
-    /// Takes a listening socket; `uds` is the path it was bound to.
+    /// Takes a listening socket.
     ///
     /// # Errors
     /// When it cannot be made non-blocking.
-    pub fn new(listener: UnixListener, uds: &Path) -> io::Result<Self> {
+    pub fn new(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, uds: uds.to_path_buf() })
+        Ok(Self { listener })
     }
 
     /// The next client, if one waits.
@@ -44,22 +42,28 @@ impl Door {
     /// # Errors
     /// The kernel's, mostly EMFILE: the client goes on waiting.
     pub fn accept(&self) -> io::Result<Option<HostStream>> {
-        match accept_now(&self.listener) {
-            Ok(socket) => Ok(Some(HostStream::new(socket))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
+        // std would need another call for a socket that does not block.
+        match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            Ok(socket) => Ok(Some(HostStream::new(socket.into()))),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
+}
 
-    /// Connects to whoever listens for the guest on `port`.
-    ///
-    /// # Errors
-    /// ENOENT or ECONNREFUSED when nobody does, EAGAIN when their backlog is full.
-    pub fn connect(&self, port: u32) -> io::Result<HostStream> {
-        let mut path = OsString::from(&self.uds);
-        path.push(format!("_{port}"));
-        connect_now(Path::new(&path)).map(HostStream::new)
-    }
+/// Connects to whoever listens for a guest on `port`, at the path `uds` with `_<port>` behind it.
+///
+/// # Errors
+/// ENOENT or ECONNREFUSED when nobody does, EAGAIN when their backlog is full, EINVAL when the path is too long.
+pub fn connect(uds: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut path = OsString::from(uds);
+    path.push(format!("_{port}"));
+    let address = SocketAddrUnix::new(&*path).map_err(|_| Errno::INVAL)?;
+    // A Unix socket is connected, or refused, at once; std would wait for a full backlog.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket.into())
 }
 
 impl AsRawFd for Door {
@@ -92,7 +96,7 @@ pub struct HostStream {
 
 impl HostStream {
     /// `socket` must not block.
-    fn new(socket: UnixStream) -> Self {
+    pub fn new(socket: UnixStream) -> Self {
         Self { socket, kept: VecDeque::new() }
     }
 
@@ -216,49 +220,6 @@ fn outcome(sent: io::Result<usize>) -> Result<Option<usize>, Gone> {
         // EPIPE, ECONNRESET, or a host out of memory: the connection cannot go on either way.
         Err(_) => Err(Gone),
     }
-}
-
-/// Accepts a client with a socket that does not block; std would need another call for that.
-fn accept_now(listener: &UnixListener) -> io::Result<UnixStream> {
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    let nobody = std::ptr::null_mut();
-    // SAFETY: with null pointers the peer's address is not asked for; the result is checked.
-    let fd = unsafe { libc::accept4(listener.as_raw_fd(), nobody, std::ptr::null_mut(), flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was opened just now and belongs to nobody else.
-    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-/// Connects without waiting for a full backlog. A Unix socket is connected, or refused, at once.
-fn connect_now(path: &Path) -> io::Result<UnixStream> {
-    // SAFETY: an all-zero `sockaddr_un` is a valid value of that plain C struct.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or(0);
-    let bytes = path.as_os_str().as_bytes();
-    // The last byte stays zero: the end of the string.
-    if bytes.len() >= address.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: plain numbers; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was opened just now and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len_bytes = libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).unwrap_or(0);
-    // SAFETY: `address` is an initialised sockaddr_un of `len_bytes` and lives through the call.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len_bytes) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(UnixStream::from(socket))
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub mod mux;
 
 pub mod host_socket;
 
+pub mod doorman;
+
 pub mod client;
 
 pub mod poller;
@@ -44,6 +46,8 @@ pub mod device;
 mod link;
 
 pub mod worker;
+
+mod calls;
 
 mod transfer;
 

@@ -42,6 +42,8 @@ pub enum Action {
     },
     /// The connection has changed: settle it.
     Changed(ConnectionId),
+    /// There is none between these ports: one that waits is wanted no more.
+    Unknown(Ports),
 }
 
 /// What may go to the guest next.
@@ -173,7 +175,7 @@ impl Mux {
     fn on_unknown(&mut self, packet: &Packet) -> Action {
         let ports = packet.ports();
         match packet.op() {
-            Op::Reset => Action::Nothing,
+            Op::Reset => Action::Unknown(ports),
             Op::Request if self.has_room() => Action::Open { ports, credit: packet.credit() },
             Op::Request => {
                 self.counts.add(Event::TableFull);
@@ -184,14 +186,15 @@ impl Mux {
             Op::Response | Op::Shutdown { .. } | Op::Data { .. } | Op::CreditUpdate | Op::CreditRequest => {
                 self.counts.add(Event::UnknownConnection);
                 self.stray(StrayReset::stream(ports));
-                Action::Nothing
+                Action::Unknown(ports)
             }
         }
     }
 
-    /// The host's socket took the connection of an [`Action::Open`].
+    /// The host's socket took the connection of an [`Action::Open`]; `None` without room for it.
     pub fn accept(&mut self, ports: Ports, credit: Credit, now_ms: u64) -> Option<ConnectionId> {
-        let window_bytes = self.table.take_window();
+        let is_new = self.has_room() && self.table.find(ports).is_none();
+        let window_bytes = if is_new { self.table.take_window() } else { return None };
         self.insert(Connection::from_guest(ports, window_bytes, credit), now_ms)
     }
 
@@ -288,8 +291,6 @@ impl Mux {
         }
     }
 
-    // ---- Keeping the books ------------------------------------------------------------------
-
     /// The next thing to do to the connection's socket; ask until there is none, then settle.
     pub fn host_effect(&mut self, id: ConnectionId) -> Option<HostEffect> {
         self.get_mut(id)?.host_effect()
@@ -367,8 +368,6 @@ impl Mux {
         self.next_deadline_ms = None;
     }
 
-    // ---- Inside -----------------------------------------------------------------------------
-
     fn insert(&mut self, connection: Connection, now_ms: u64) -> Option<ConnectionId> {
         let id = self.table.insert(connection)?;
         self.counts.add(Event::Opened);
@@ -382,8 +381,8 @@ impl Mux {
         }
     }
 
+    /// Beyond [`STRAYS_MAX`] by those refused late.
     fn stray(&mut self, reset: StrayReset) {
-        // A connection refused after `can_take_packet` allowed one packet: at most one beyond.
         self.strays.push_back(reset);
     }
 

@@ -31,6 +31,8 @@ pub enum Token {
     Kick(u32),
     /// A client knocks.
     Door,
+    /// The doorman has answered.
+    Doorman,
     /// A client that has not said yet what it wants, by its place.
     Client(u32),
     /// The socket of a connection.
@@ -46,7 +48,8 @@ impl Token {
             Self::Kick(queue) => (3, queue),
             Self::Door => (4, 0),
             Self::Client(place) => (5, place),
-            Self::Connection(id) => (6, id.to_bits()),
+            Self::Doorman => (6, 0),
+            Self::Connection(id) => (7, id.to_bits()),
         };
         (kind << 32) | u64::from(value)
     }
@@ -61,6 +64,7 @@ impl Token {
             3 => Self::Kick(value),
             4 => Self::Door,
             5 => Self::Client(value),
+            6 => Self::Doorman,
             _ => Self::Connection(ConnectionId::from_bits(value)),
         }
     }
@@ -220,6 +224,7 @@ mod tests {
             Token::Timer,
             Token::Kick(2),
             Token::Door,
+            Token::Doorman,
             Token::Client(63),
             Token::Connection(id),
         ] {

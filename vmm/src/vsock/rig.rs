@@ -4,6 +4,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "sizes in tests are small")]
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Vsock, pair};
+use super::doorman;
+use super::host_socket::connect;
 use super::model::{Endpoint, GUEST_CID, HOST_PORT, REQUEST, Wire};
 use super::worker::VsockWorker;
 use crate::memory::GuestRam;
@@ -42,6 +45,8 @@ pub(crate) struct Rig {
     pub(crate) irq: EventFd,
     pub(crate) kicks: Vec<EventFd>,
     pub(crate) uds: PathBuf,
+    /// The doorman's end of the line.
+    pub(crate) doorman: OwnedFd,
     pub(crate) dir: TempDir,
     offered: Vec<Offered>,
     pub(crate) features: u64,
@@ -61,7 +66,9 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let uds = dir.path().join("v.sock");
         let listener = UnixListener::bind(&uds).unwrap();
-        let (device, worker) = pair(GUEST_CID, listener, &uds).unwrap();
+        let (line, doorman) = doorman::line().unwrap();
+        rustix::io::ioctl_fionbio(&doorman, true).unwrap();
+        let (device, worker) = pair(GUEST_CID, listener, line, &uds).unwrap();
         let ram = ram_with_hole();
         Self {
             device,
@@ -74,6 +81,7 @@ impl Rig {
             irq: EventFd::new(EFD_NONBLOCK).unwrap(),
             kicks: (0..3).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
             uds,
+            doorman,
             dir,
             offered: Vec::new(),
             features,
@@ -135,7 +143,13 @@ impl Rig {
         assert!(self.turns < 100_000, "the test goes on for ever");
         for _ in 0..4 {
             self.worker.turn();
+            self.attend();
         }
+    }
+
+    /// Answers what the doorman was asked.
+    pub(crate) fn attend(&self) {
+        while doorman::attend(&self.doorman, |port| connect(&self.uds, port)).unwrap_or(false) {}
     }
 
     // ---- Guest ------------------------------------------------------------------------------

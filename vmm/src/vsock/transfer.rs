@@ -103,6 +103,7 @@ impl VsockWorker {
             Action::Open { ports, credit } => self.connect_host(ports, credit),
             Action::Forward { id, len_bytes } => self.forward(id, reader, len_bytes),
             Action::Changed(id) => self.settle(id),
+            Action::Unknown(ports) => self.take_back(ports),
         }
     }
 

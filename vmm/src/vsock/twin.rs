@@ -23,7 +23,7 @@ impl VsockWorker {
         // The driver may have become ready an instant ago.
         self.on_commands();
         let was_told = self.link.as_ref().is_none_or(|link| !link.is_reset_event_due && link.awaited.is_none());
-        let had_connections = !self.mux.is_empty() || !was_told;
+        let had_connections = !self.mux.is_empty() || self.has_calls() || !was_told;
         let state = VsockState { next_host_port: self.mux.next_host_port(), had_connections };
         (state, self.link.as_ref().map(Link::states).unwrap_or_default())
     }

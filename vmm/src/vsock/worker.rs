@@ -6,6 +6,7 @@
 //! It tells the machines of [`super::mux`] what happened and does what they ask; bytes are moved
 //! by `transfer`. It decides nothing about the protocol.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::sync::mpsc::Receiver;
@@ -17,11 +18,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::client::{Clients, Line};
 use super::connection::HostEffect;
 use super::device::{Command, EVENT_QUEUE, RX_QUEUE, TX_QUEUE};
+use super::doorman::Doorman;
 use super::event::{Counts, Event};
 use super::host_socket::{Door, HostStream};
 use super::link::Link;
 use super::mux::Mux;
-use super::packet::Ports;
+use super::packet::{Credit, Ports};
 use super::poller::{Interest, Poller, Readiness, Token};
 use super::table::{CONNECTIONS_MAX, ConnectionId};
 use crate::virtio::{Activation, GuestFault};
@@ -44,6 +46,9 @@ pub struct VsockWorker {
     /// No client is let in before this.
     door_pause_ms: Option<u64>,
     clients: Clients,
+    pub(super) doorman: Doorman,
+    /// What was asked of the doorman and not answered yet, in order; `None` where nobody wants it any more.
+    pub(super) calls: VecDeque<Option<(Ports, Credit)>>,
     commands: Receiver<Command>,
     /// Registered in the poller, where an edge says enough: it is never read.
     _wake: EventFd,
@@ -54,11 +59,17 @@ pub struct VsockWorker {
 }
 
 impl VsockWorker {
-    pub(super) fn new(guest_cid: u64, door: Door, commands: Receiver<Command>, wake: EventFd) -> io::Result<Self> {
+    pub(super) fn new(
+        guest_cid: u64,
+        (door, doorman): (Door, Doorman),
+        commands: Receiver<Command>,
+        wake: EventFd,
+    ) -> io::Result<Self> {
         let again = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let poller = Poller::new()?;
         poller.add(&wake, Token::Command)?;
         poller.add(&again, Token::Again)?;
+        poller.add(&doorman, Token::Doorman)?;
         Ok(Self {
             mux: Mux::new(guest_cid),
             streams: (0..CONNECTIONS_MAX).map(|_| None).collect(),
@@ -68,6 +79,8 @@ impl VsockWorker {
             is_door_ready: false,
             door_pause_ms: None,
             clients: Clients::default(),
+            doorman,
+            calls: VecDeque::new(),
             commands,
             _wake: wake,
             again,
@@ -120,6 +133,7 @@ impl VsockWorker {
             Token::Again | Token::Kick(_) => {}
             Token::Timer => self.on_time(),
             Token::Door => self.is_door_ready = true,
+            Token::Doorman => self.on_doorman(),
             Token::Client(place) => self.on_client(place),
             Token::Connection(id) => self.on_socket(id, readiness),
         }
@@ -181,6 +195,7 @@ impl VsockWorker {
         while let Some(stream) = self.clients.take_any() {
             self.poller.remove(&stream);
         }
+        self.calls.iter_mut().for_each(|call| *call = None);
         self.mux.clear();
     }
 
@@ -255,26 +270,7 @@ impl VsockWorker {
 
     // ---- Connections ------------------------------------------------------------------------
 
-    /// The guest asks for a connection.
-    pub(super) fn connect_host(&mut self, ports: Ports, credit: super::packet::Credit) {
-        let Ok(stream) = self.door.connect(ports.host) else {
-            self.mux.refuse(ports);
-            return;
-        };
-        let Some(id) = self.mux.accept(ports, credit, self.now_ms) else {
-            return;
-        };
-        if self.poller.add(&stream, Token::Connection(id)).is_err() {
-            self.mux.counts.add(Event::HostFault);
-            if let Some(connection) = self.mux.get_mut(id) {
-                connection.reset();
-            }
-        }
-        self.put_stream(id, stream);
-        self.settle(id);
-    }
-
-    fn put_stream(&mut self, id: ConnectionId, stream: HostStream) {
+    pub(super) fn put_stream(&mut self, id: ConnectionId, stream: HostStream) {
         if let Some(place) = self.streams.get_mut(id.index()) {
             *place = Some(stream);
         }

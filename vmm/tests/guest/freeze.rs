@@ -364,9 +364,9 @@ fn clients_of_a_fork_knock_at_its_own_door() {
     let resident = vm.freeze();
     let null = File::open("/dev/null").unwrap();
     let what = resident.order(&json!({ "fork": { "uds": "/x" } }), &[null.as_fd(); 3]).unwrap_err();
-    assert!(what.contains("4 descriptors"), "{what}");
+    assert!(what.contains("5 descriptors"), "{what}");
     let long = json!({ "fork": { "uds": "x".repeat(200) } });
-    let what = resident.order(&long, &[null.as_fd(); 4]).unwrap_err();
+    let what = resident.order(&long, &[null.as_fd(); 5]).unwrap_err();
     assert!(what.contains("vsock.uds"), "{what}");
     let forks = [resident.fork(), resident.fork()];
     for fork in &forks {

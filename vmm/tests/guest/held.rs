@@ -5,9 +5,9 @@
 //! from its types.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use midge_vmm::vsock::doorman;
+use midge_vmm::vsock::host_socket::connect;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair,
-    sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -88,6 +90,7 @@ impl Held {
         }
         let child = Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
             .args(["--config", "-"])
+            .env_clear()
             .stdin(Stdio::from(control))
             .stdout(Stdio::from(events))
             .stderr(Stdio::from(stderr))
@@ -107,6 +110,7 @@ impl Held {
         config["kernel"] = json!(file.path());
         let mut held = Self::start(&config);
         held.wait_stage("first_run");
+        held.pid = monitor_of(held.pid).unwrap_or(held.pid);
         held
     }
 
@@ -125,33 +129,50 @@ impl Held {
 
     /// The next answer; `None` when the other end is closed.
     pub(crate) fn hear(&self) -> Option<Value> {
+        self.hear_of().map(|(answer, _)| answer)
+    }
+
+    /// The next answer, and the number of the process that came with it.
+    fn hear_of(&self) -> Option<(Value, Option<u32>)> {
         let mut bytes = vec![0; 1 << 16];
-        match rustix::io::read(self.control.as_ref().unwrap(), &mut bytes) {
-            Ok(0) | Err(rustix::io::Errno::CONNRESET) => None,
-            Ok(len) => Some(serde_json::from_slice(&bytes[..len]).unwrap()),
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let socket = self.control.as_ref().unwrap();
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(got) if got.bytes == 0 => None,
+            Err(rustix::io::Errno::CONNRESET) => None,
+            Ok(got) => {
+                let process = control.drain().find_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+                    _ => None,
+                });
+                Some((serde_json::from_slice(&bytes[..got.bytes]).unwrap(), process.as_ref().map(number_of)))
+            }
             Err(error) => panic!("no answer: {error}"),
         }
     }
 
     /// Gives an order that is carried out, or says why it was not.
     pub(crate) fn order(&self, order: &Value, descriptors: &[BorrowedFd<'_>]) -> Result<Value, String> {
+        self.order_of(order, descriptors).map(|(answer, _)| answer)
+    }
+
+    /// The same, with the number of the process that was made; 0 when it has ended already.
+    fn order_of(&self, order: &Value, descriptors: &[BorrowedFd<'_>]) -> Result<(Value, u32), String> {
         self.send(order.to_string().as_bytes(), descriptors);
-        let answer = self.hear().expect("an order is answered");
+        let (answer, process) = self.hear_of().expect("an order is answered");
         match answer["failed"]["what"].as_str() {
             Some(what) => Err(what.to_owned()),
-            None => Ok(answer),
+            None => Ok((answer, process.unwrap_or(0))),
         }
     }
 
     /// The resident that a freeze makes.
     pub(crate) fn try_freeze(&self) -> Result<Self, String> {
-        let before = children_of(self.pid);
         let (mut held, streams) = Self::new(self.has_vsock);
-        let answer = self.order(&json!({ "freeze": {} }), &streams.each_ref().map(AsFd::as_fd))?;
+        let (answer, process) = self.order_of(&json!({ "freeze": {} }), &streams.each_ref().map(AsFd::as_fd))?;
         assert!(answer["frozen"]["pause_us"].as_u64().unwrap() >= answer["frozen"]["fork_us"].as_u64().unwrap());
-        let new: Vec<_> = children_of(self.pid).into_iter().filter(|pid| !before.contains(pid)).collect();
-        assert_eq!(new.len(), 1, "one process more: {new:?}");
-        held.pid = new[0];
+        held.pid = process;
         Ok(held)
     }
 
@@ -171,11 +192,10 @@ impl Held {
     pub(crate) fn try_fork(&self) -> Result<Self, String> {
         let (mut held, streams) = Self::new(self.has_vsock);
         let uds = held.dir.path().join("v.sock");
-        let listener = self.has_vsock.then(|| UnixListener::bind(&uds).unwrap());
-        let descriptors: Vec<_> =
-            streams.iter().map(AsFd::as_fd).chain(listener.as_ref().map(UnixListener::as_fd)).collect();
-        let answer = self.order(&json!({ "fork": { "uds": uds } }), &descriptors)?;
-        held.pid = u32::try_from(answer["forked"]["pid"].as_u64().unwrap()).unwrap();
+        let doors = self.has_vsock.then(|| (UnixListener::bind(&uds).unwrap(), attend(&uds)));
+        let doors: Vec<_> = doors.iter().flat_map(|(listener, line)| [listener.as_fd(), line.as_fd()]).collect();
+        let descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).chain(doors).collect();
+        (_, held.pid) = self.order_of(&json!({ "fork": { "uds": uds } }), &descriptors)?;
         Ok(held)
     }
 
@@ -297,6 +317,30 @@ impl Saved {
     pub(crate) fn word(&self, at: u32) -> u64 {
         word(&self.memory, u64::from(at))
     }
+}
+
+/// Lets the guest of a fork out, to paths that begin with `uds`; gives the fork's end of the line.
+fn attend(uds: &Path) -> OwnedFd {
+    let (theirs, line) = doorman::line().unwrap();
+    let uds = uds.to_path_buf();
+    std::thread::spawn(move || while doorman::attend(&line, |port| connect(&uds, port)).unwrap_or(false) {});
+    theirs
+}
+
+/// The number of a process, from a descriptor of it; 0 when it is gone.
+fn number_of(process: &OwnedFd) -> u32 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).unwrap();
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap().trim();
+    number.parse().unwrap_or(0)
+}
+
+/// The monitor in the jail whose keeper is `keeper`, while it is there: number 2 of its process namespace.
+pub(crate) fn monitor_of(keeper: u32) -> Option<u32> {
+    let is_second = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t2"))
+    };
+    children_of(keeper).into_iter().flat_map(children_of).find(is_second)
 }
 
 /// Eight bytes of a file.

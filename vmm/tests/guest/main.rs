@@ -41,8 +41,12 @@ fn the_stages_come_in_their_order_and_time_never_goes_back() {
     kvm_or_skip!();
     let end = Monitor::start(&Code::new().reset(), json!({})).wait(PATIENCE);
     let names: Vec<_> = end.stages().map(|stage| stage["name"].as_str().unwrap().to_owned()).collect();
-    let expected =
-        ["exec", "config_read", "kvm_ready", "memory_ready", "kernel_mapped", "vcpus_ready", "jailed", "first_run"];
+    let expected = [
+        ["exec", "config_read", "kvm_ready"].as_slice(),
+        &["namespaces", "empty_root", "enclosed"],
+        &["memory_ready", "kernel_mapped", "vcpus_ready", "jailed", "first_run"],
+    ]
+    .concat();
     assert_eq!(names, expected);
     for field in ["t_us", "mono_ns"] {
         let times: Vec<_> = end.stages().map(|stage| stage[field].as_u64().unwrap()).collect();

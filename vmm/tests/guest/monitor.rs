@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
+use super::held::monitor_of;
+
 /// Ends the test with a printed reason where there is no KVM.
 macro_rules! kvm_or_skip {
     () => {
@@ -59,6 +61,7 @@ impl Monitor {
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
             .args(["--config", "-"])
+            .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -102,9 +105,14 @@ impl Monitor {
         assert!(status.unwrap().success());
     }
 
+    /// The process that runs the VM.
+    pub(crate) fn pid(&self) -> u32 {
+        monitor_of(self.child.id()).expect("it runs")
+    }
+
     /// Its threads, but for the one that KVM keeps in the process.
     pub(crate) fn threads(&self) -> Vec<Thread> {
-        let dir = format!("/proc/{}/task", self.child.id());
+        let dir = format!("/proc/{}/task", self.pid());
         fs::read_dir(dir)
             .unwrap()
             .map(|entry| {
@@ -118,7 +126,7 @@ impl Monitor {
 
     /// What the monitor's descriptors refer to.
     pub(crate) fn open_files(&self) -> Vec<String> {
-        let links = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let links = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         links.map(|link| fs::read_link(link.unwrap().path()).unwrap().to_string_lossy().into_owned()).collect()
     }
 

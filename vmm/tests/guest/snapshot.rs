@@ -21,7 +21,10 @@ fn a_guest_goes_on_from_files_in_another_process_and_so_do_its_forks() {
     let before = fs::read(&saved.memory).unwrap();
     let mut again = Held::start(&saved.config(&[]));
     again.wait_stage("first_run");
-    assert_eq!(again.stages()[..4], ["exec", "config_read", "kvm_ready", "state_read"]);
+    assert_eq!(
+        again.stages()[..7],
+        ["exec", "config_read", "kvm_ready", "namespaces", "empty_root", "enclosed", "state_read"]
+    );
     goes_on(&again, start);
     let mut config = saved.config(&[]);
     config["restore"]["resident"] = json!(true);

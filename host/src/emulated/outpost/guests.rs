@@ -5,10 +5,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, pidfd_send_signal, waitpid};
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,28 +26,52 @@ pub(super) struct Guests {
 
 #[derive(Debug, Default)]
 struct Guest {
-    /// Its monitor, once spawned.
-    pid: Option<Pid>,
+    /// Its monitor, once spawned, while it was there to be seen.
+    life: Option<Life>,
     /// Where its monitor takes orders, once spawned.
     orders: Option<Rc<Orders>>,
     listeners: HashMap<u32, Rc<UnixListener>>,
 }
 
+/// How a monitor is known.
+#[derive(Debug, Clone)]
+pub(super) enum Life {
+    /// A child, by its number.
+    Child(u32),
+    /// A process that a monitor has made, by a descriptor.
+    Twin(Rc<AsyncFd<OwnedFd>>),
+}
+
+impl Life {
+    fn child(&self) -> Option<Pid> {
+        match self {
+            Self::Child(pid) => Pid::from_raw(pid.cast_signed()),
+            Self::Twin(_) => None,
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match self {
+            Self::Twin(process) => Ok(pidfd_send_signal(process.get_ref(), signal)?),
+            Self::Child(_) => Ok(kill_process(self.child().ok_or(io::ErrorKind::NotFound)?, signal)?),
+        }
+    }
+}
+
 impl Guests {
     /// Makes the directory of a sandbox that does not run yet.
     pub(super) fn prepare(&self, id: &str) -> io::Result<()> {
-        if self.by_id.borrow().get(id).is_some_and(|guest| guest.pid.is_some()) {
+        if self.by_id.borrow().get(id).is_some_and(|guest| guest.orders.is_some()) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("sandbox {id:?} runs already")));
         }
         self.directory(id).map(drop)
     }
 
     /// Notes the monitor of a prepared sandbox.
-    pub(super) fn started(&self, id: &str, pid: Option<u32>, orders: Rc<Orders>) {
-        let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    pub(super) fn started(&self, id: &str, life: Option<Life>, orders: Rc<Orders>) {
         let mut guests = self.by_id.borrow_mut();
         let guest = guests.entry(id.to_owned()).or_default();
-        guest.pid = pid;
+        guest.life = life;
         guest.orders = Some(orders);
     }
 
@@ -77,24 +103,24 @@ impl Guests {
 
     /// Signals the monitor of a sandbox.
     pub(super) fn signal(&self, id: &str, number: i32) -> io::Result<()> {
-        let pid = self.by_id.borrow().get(id).and_then(|guest| guest.pid);
-        let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))?;
+        let life = self.by_id.borrow().get(id).and_then(|guest| guest.life.clone());
+        let life = life.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))?;
         let signal = Signal::from_named_raw(number)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{number} is not a signal")))?;
-        Ok(kill_process(pid, signal)?)
+        life.signal(signal)
     }
 
     /// Kills every monitor.
     pub(super) fn kill_all(&self) {
-        for pid in self.by_id.borrow().values().filter_map(|guest| guest.pid) {
+        for life in self.by_id.borrow().values().filter_map(|guest| guest.life.as_ref()) {
             // It has ended already, then.
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = life.signal(Signal::KILL);
         }
     }
 
     /// Whether this is the monitor of a sandbox, whose end is waited for by whoever spawned it.
     fn is_monitor(&self, pid: Pid) -> bool {
-        self.by_id.borrow().values().any(|guest| guest.pid == Some(pid))
+        self.by_id.borrow().values().any(|guest| guest.life.as_ref().and_then(Life::child) == Some(pid))
     }
 
     fn directory(&self, id: &str) -> io::Result<PathBuf> {
@@ -166,7 +192,7 @@ mod tests {
     async fn sandbox_that_does_not_run_cannot_be_signalled() {
         let guests = Guests::default();
         assert_eq!(guests.signal("a", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
-        guests.started("a", Some(std::process::id()), orders());
+        guests.started("a", Some(Life::Child(std::process::id())), orders());
         assert_eq!(guests.signal("a", 0xffff).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
@@ -182,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn monitors_are_no_orphans() {
         let guests = Guests::default();
-        guests.started("a", Some(7), orders());
+        guests.started("a", Some(Life::Child(7)), orders());
         assert!(guests.is_monitor(Pid::from_raw(7).unwrap()) && !guests.is_monitor(Pid::from_raw(8).unwrap()));
         guests.ended("a");
         assert!(!guests.is_monitor(Pid::from_raw(7).unwrap()));
@@ -191,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn running_sandbox_is_not_prepared_twice() {
         let guests = Guests::default();
-        guests.started("a", Some(1), orders());
+        guests.started("a", Some(Life::Child(1)), orders());
         assert_eq!(guests.prepare("a").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -23,7 +23,9 @@ use super::super::extents;
 use super::super::qemu::line;
 use super::super::wire::{MAX_LINE_BYTES, RUN_DIR, socket};
 use super::Outpost;
+use super::guests::Life;
 use super::serve::Reader;
+use crate::doorman;
 use crate::orders::{self, Answer, Far, Near, Order, OrderError, Orders, PROMPT, SAVING};
 
 /// How long a monitor may take to end when it has been told to; in an emulated machine that is busy.
@@ -50,7 +52,7 @@ pub(super) async fn spawn(
     outpost.guests.prepare(id)?;
     let (child, orders) = start(&mut Command::new(MONITOR)).inspect_err(|_| outpost.guests.ended(id))?;
     // Before anything is waited for: its end must never look like an orphan's.
-    outpost.guests.started(id, child.id(), Rc::clone(&orders));
+    outpost.guests.started(id, child.id().map(Life::Child), Rc::clone(&orders));
     // A monitor that refuses its configuration may have ended already; its own words say why.
     let _ = orders.configure(&format!("{config}\n"));
     let _ = writer.write_all(b"OK\n").await;
@@ -108,13 +110,13 @@ pub(super) async fn freeze(
     let frozen = async {
         let (near, far) = orders::streams()?;
         match give(outpost, id, &Order::Freeze {}, &far.descriptors()).await? {
-            Answer::Frozen { pid, pause } => Ok((pid, near, serde_json::to_string(&pause)?)),
-            other => Err(unexpected(&other)),
+            (Answer::Frozen { pause }, process) => Ok((process, near, serde_json::to_string(&pause)?)),
+            (other, _) => Err(unexpected(&other)),
         }
     };
-    let (pid, near, answer) = frozen.await.inspect_err(|_| outpost.guests.ended(resident))?;
+    let (process, near, answer) = frozen.await.inspect_err(|_| outpost.guests.ended(resident))?;
     let _ = writer.write_all(format!("OK\n{answer}\n").as_bytes()).await;
-    follow(resident, pid, near, reader, writer, outpost).await
+    follow(resident, process, near, reader, writer, outpost).await
 }
 
 /// Has a resident make a VM; the conversation is the VM's.
@@ -127,20 +129,21 @@ pub(super) async fn fork(
 ) -> io::Result<()> {
     outpost.guests.prepare(id)?;
     let made = make_fork(resident, id, outpost).await.inspect_err(|_| outpost.guests.ended(id));
-    let (pid, near) = made?;
+    let (process, near) = made?;
     let _ = writer.write_all(b"OK\n").await;
-    follow(id, pid, near, reader, writer, outpost).await
+    follow(id, process, near, reader, writer, outpost).await
 }
 
-async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<(u32, Near)> {
+async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<(Option<OwnedFd>, Near)> {
     let uds = socket(id);
     let listener = UnixListener::bind(&uds)?;
     let (near, far): (Near, Far) = orders::streams()?;
+    let line = doorman::attend(uds.clone().into())?;
     let [control, events, stderr] = far.descriptors();
     let order = Order::Fork { uds: uds.into() };
-    match give(outpost, resident, &order, &[control, events, stderr, listener.as_fd()]).await? {
-        Answer::Forked { pid } => Ok((pid, near)),
-        other => Err(unexpected(&other)),
+    match give(outpost, resident, &order, &[control, events, stderr, listener.as_fd(), line.as_fd()]).await? {
+        (Answer::Forked {}, process) => Ok((process, near)),
+        (other, _) => Err(unexpected(&other)),
     }
 }
 
@@ -152,8 +155,8 @@ pub(super) async fn discard(
     outpost: &Outpost,
 ) -> io::Result<()> {
     match give(outpost, id, &Order::Discard { ranges }, &[]).await? {
-        Answer::Discarded { bytes } => writer.write_all(format!("OK\n{bytes}\n").as_bytes()).await,
-        other => Err(unexpected(&other)),
+        (Answer::Discarded { bytes }, _) => writer.write_all(format!("OK\n{bytes}\n").as_bytes()).await,
+        (other, _) => Err(unexpected(&other)),
     }
 }
 
@@ -162,7 +165,7 @@ async fn give(
     id: &str,
     order: &Order,
     descriptors: &[std::os::fd::BorrowedFd<'_>],
-) -> io::Result<Answer> {
+) -> io::Result<(Answer, Option<OwnedFd>)> {
     let limit = if matches!(order, Order::Save {}) { SAVING } else { PROMPT };
     outpost.guests.orders(id)?.order(order, descriptors, limit).await.map_err(told)
 }
@@ -181,27 +184,24 @@ fn unexpected(answer: &Answer) -> io::Error {
 /// Passes the output of a process on that a monitor has made, until it is gone.
 async fn follow(
     id: &str,
-    pid: u32,
+    process: Option<OwnedFd>,
     near: Near,
     reader: Reader,
     writer: &mut OwnedWriteHalf,
     outpost: &Outpost,
 ) -> io::Result<()> {
     let orders = Rc::new(near.orders);
-    outpost.guests.started(id, Some(pid), Rc::clone(&orders));
+    let process = process.map(|process| orders::watched(process, Interest::READABLE)).transpose()?.map(Rc::new);
+    outpost.guests.started(id, process.clone().map(Life::Twin), Rc::clone(&orders));
     let lifeline = tokio::task::spawn_local(hold(orders, reader));
     pass_output(Some(near.events), Some(near.stderr), writer).await;
-    gone(pid).await;
+    if let Some(process) = process {
+        // It fails only where no process could be waited for at all.
+        let _ = process.readable().await;
+    }
     lifeline.abort();
     outpost.guests.ended(id);
     Ok(())
-}
-
-/// Waits until a process that is no child of ours is gone.
-async fn gone(pid: u32) {
-    if let Ok(process) = orders::process(pid) {
-        let _ = process.readable().await;
-    }
 }
 
 /// Has a resident write its snapshot, and passes the files on.
@@ -221,8 +221,8 @@ pub(super) async fn save(
         }
         let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         match give(outpost, resident, &Order::Save {}, &descriptors).await? {
-            Answer::Saved { memory_bytes } => Ok((memory_bytes, files)),
-            other => Err(unexpected(&other)),
+            (Answer::Saved { memory_bytes }, _) => Ok((memory_bytes, files)),
+            (other, _) => Err(unexpected(&other)),
         }
     };
     let saved = saved.await;

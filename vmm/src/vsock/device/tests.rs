@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{EventManager, SubscriberOps};
 
+use super::super::doorman::attend;
+use super::super::host_socket::connect;
 use super::super::model::{REQUEST, RST, RW, Wire};
 use super::super::rig::{EVENT_IDX, Rig, VERSION_1, eventually, is_at_end, pattern, read_now};
 use super::*;
@@ -46,7 +49,7 @@ fn guest_cid_must_be_a_guests() {
     let dir = tempfile::tempdir().unwrap();
     let made = |cid| {
         let uds = dir.path().join(format!("{cid}.sock"));
-        pair(cid, UnixListener::bind(&uds).unwrap(), &uds).map(|_| ())
+        pair(cid, UnixListener::bind(&uds).unwrap(), super::super::doorman::line().unwrap().0, &uds).map(|_| ())
     };
     for cid in [3, 4, 0xffff_fffe] {
         made(cid).unwrap();
@@ -75,8 +78,8 @@ fn nothing_is_served_before_the_driver_is_ready() {
 
 /// Runs a rig's worker in an event loop of its own thread while `test` has the device.
 fn with_event_loop(rig: Rig, test: impl FnOnce(&mut Vsock, &mut RigRest)) {
-    let Rig { mut device, worker, ram, rx, tx, event, irq, kicks, uds, dir, .. } = rig;
-    let mut rest = RigRest { ram, rx, tx, event, irq, kicks, uds };
+    let Rig { mut device, worker, ram, rx, tx, event, irq, kicks, uds, doorman, dir, .. } = rig;
+    let mut rest = RigRest { ram, rx, tx, event, irq, kicks, uds, doorman };
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -104,6 +107,7 @@ struct RigRest {
     irq: EventFd,
     kicks: Vec<EventFd>,
     uds: PathBuf,
+    doorman: OwnedFd,
 }
 
 impl RigRest {
@@ -133,12 +137,14 @@ fn reset_in_the_middle_of_traffic_returns_with_everything_let_go() {
             device.activate(rest.activation()).unwrap();
             rest.tx.offer(&[crate::virtio::fake::Part::Give(&Wire::guest(REQUEST).bytes())]);
             rest.kicks[1].write(1).unwrap();
-            let (mut host, _) = listener.accept().unwrap();
-            host.set_nonblocking(true).unwrap();
             for _ in 0..12 {
                 rest.rx.offer(&[crate::virtio::fake::Part::Take(4140)]);
             }
             rest.kicks[0].write(1).unwrap();
+            eventually(|| attend(&rest.doorman, |port| connect(&rest.uds, port)).is_ok());
+            let (mut host, _) = listener.accept().unwrap();
+            host.set_nonblocking(true).unwrap();
+            eventually(|| !rest.rx.used().is_empty());
             // Both directions are at work.
             host.write_all(&pattern(100_000)).unwrap();
             let payload = [&Wire { len: 5000, ..Wire::guest(RW) }.bytes()[..], &pattern(5000)].concat();

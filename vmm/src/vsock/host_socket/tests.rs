@@ -123,7 +123,7 @@ fn each_direction_ends_by_itself() {
 fn door_lets_clients_in_and_finds_listeners() {
     let dir = tempfile::tempdir().unwrap();
     let uds = dir.path().join("v.sock");
-    let door = Door::new(UnixListener::bind(&uds).unwrap(), &uds).unwrap();
+    let door = Door::new(UnixListener::bind(&uds).unwrap()).unwrap();
     assert!(door.accept().unwrap().is_none());
     let mut client = UnixStream::connect(&uds).unwrap();
     let mut accepted = door.accept().unwrap().unwrap();
@@ -134,12 +134,14 @@ fn door_lets_clients_in_and_finds_listeners() {
     let mut byte = [0];
     assert_eq!(accepted.read(&[VolatileSlice::from(&mut byte[..])]), Incoming::Empty, "it does not block");
 
-    assert_eq!(door.connect(7).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(connect(&uds, 7).unwrap_err().kind(), io::ErrorKind::NotFound);
     let listener = UnixListener::bind(dir.path().join("v.sock_7")).unwrap();
-    let out = door.connect(7).unwrap();
+    let out = HostStream::new(connect(&uds, 7).unwrap());
     let (mut peer, _) = listener.accept().unwrap();
     peer.write_all(b"y").unwrap();
     assert_eq!(out.read(&[VolatileSlice::from(&mut byte[..])]), Incoming::Bytes(1));
     drop(listener);
-    assert_eq!(door.connect(7).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(connect(&uds, 7).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let long = dir.path().join("x".repeat(107 - dir.path().as_os_str().len() - 1));
+    assert_eq!(connect(&long, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput, "no room for the port");
 }

@@ -183,13 +183,60 @@ fn guests_request_is_refused_when_nobody_listens_or_the_backlog_is_full() {
     rig.turn();
 }
 
+/// Packets of the guest's that ask for connections, not answered yet.
+fn ask(rig: &mut Rig, guests: std::ops::Range<u32>) {
+    for guest in guests {
+        rig.put(Wire::guest(REQUEST).between(guest, HOST_PORT), &[], super::super::rig::Layout::Together);
+        rig.worker.turn();
+    }
+}
+
 #[test]
-fn path_of_a_port_that_does_not_fit_a_socket_address_is_a_refusal() {
-    let dir = tempfile::tempdir().unwrap();
-    let long = dir.path().join("x".repeat(107 - dir.path().as_os_str().len() - 1));
-    let listener = std::os::unix::net::UnixListener::bind(&long).unwrap();
-    let door = Door::new(listener, &long).unwrap();
-    assert_eq!(door.connect(1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+fn a_flood_of_requests_waits_for_the_doorman_up_to_a_bound_and_the_rest_is_refused() {
+    let mut rig = Rig::new();
+    let _listener = rig.listen(HOST_PORT);
+    let calls = u32::try_from(super::super::calls::CALLS_MAX).unwrap();
+    ask(&mut rig, 0..calls);
+    assert_eq!((rig.worker.connections(), rig.worker.counts().of(Event::Refused)), (0, 0));
+    ask(&mut rig, calls..calls + 3);
+    assert_eq!(rig.worker.counts().of(Event::Refused), 3);
+    // Asking again for what waits already is no second connection.
+    ask(&mut rig, 0..1);
+    rig.turn();
+    assert_eq!(rig.worker.connections(), super::super::calls::CALLS_MAX);
+    assert_eq!(rig.worker.counts().of(Event::Refused), 3);
+}
+
+#[test]
+fn what_the_doorman_brings_after_a_reset_belongs_to_nobody() {
+    let mut rig = Rig::new();
+    let listener = rig.listen(HOST_PORT);
+    ask(&mut rig, 1..3);
+    rig.worker.transport_reset();
+    ask(&mut rig, 3..4);
+    rig.turn();
+    assert_eq!(rig.worker.connections(), 1);
+    let mut byte = [0];
+    for _ in 0..2 {
+        assert_eq!(std::io::Read::read(&mut listener.accept().unwrap().0, &mut byte).unwrap(), 0, "let go of");
+    }
+}
+
+#[test]
+fn without_a_doorman_everything_is_refused_and_clients_are_served_on() {
+    let mut rig = Rig::new();
+    let (other, _) = super::super::doorman::line().unwrap();
+    ask(&mut rig, 1..3);
+    rig.doorman = other;
+    rig.turn();
+    assert_eq!(rig.ops(), [RST, RST]);
+    ask(&mut rig, 3..4);
+    rig.turn();
+    assert_eq!((rig.ops(), rig.worker.counts().of(Event::HostFault)), (vec![RST], 1));
+    let client = rig.client("CONNECT 1024\n");
+    rig.turn();
+    assert_eq!(rig.ops(), [REQUEST]);
+    drop(client);
 }
 
 /// Nothing wakes the worker for a while.
