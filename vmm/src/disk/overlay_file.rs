@@ -16,6 +16,10 @@
 //! points at it, and the map before it returns; a page that the durable map does not call Data is
 //! never read from the file. So a crash at any point leaves the state of the last flush, or later
 //! writes over it, and never garbage. The file is locked while it is open.
+//!
+//! A new file gets its length before its header, so a crash while it is made leaves it empty, or
+//! of exactly that length with zeros where header and map belong: both are made anew. Only sectors
+//! of 512 bytes are relied upon to arrive whole or not at all.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -148,12 +152,13 @@ impl<B: Backing> Overlay<FileStore<B>> {
         let io_error = |what| move |source| OpenError::Io { what, source };
         let mut map = PageMap::new(pages);
         let file_len = file.len_bytes().map_err(io_error("finding the length of an overlay file"))?;
-        if file_len == 0 {
+        let whole_len = data_start + pages * PAGE_BYTES;
+        if file_len == 0 || file_len == whole_len && is_blank(&file, map_blocks)? {
+            file.grow(whole_len).map_err(io_error("sizing an overlay file"))?;
             create(&mut file, &header, map_blocks).map_err(io_error("writing the head of an overlay file"))?;
-            file.grow(data_start + pages * PAGE_BYTES).map_err(io_error("sizing an overlay file"))?;
             file.sync().map_err(io_error("syncing a new overlay file"))?;
         } else {
-            if file_len < data_start + pages * PAGE_BYTES {
+            if file_len < whole_len {
                 return Err(OpenError::Format { what: "it is too short" });
             }
             check_header(&file, &header)?;
@@ -267,6 +272,16 @@ fn read_block(file: &impl Backing, offset: u64) -> Result<[u8; BLOCK_BYTES], Ope
     Ok(block)
 }
 
+/// Whether header and map are all zeros: what a crash may leave of a file that was being made.
+fn is_blank(file: &impl Backing, map_blocks: usize) -> Result<bool, OpenError> {
+    for index in 0..=map_blocks {
+        if read_block(file, (index * BLOCK_BYTES) as u64)?.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn check_header(file: &impl Backing, expected: &[u8; HEADER_BYTES]) -> Result<(), OpenError> {
     let block = read_block(file, 0)?;
     let found = &block[..HEADER_BYTES];
@@ -308,5 +323,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+#[cfg(test)]
+mod power_cut;
 #[cfg(test)]
 mod tests;

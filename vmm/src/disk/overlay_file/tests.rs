@@ -3,10 +3,10 @@
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::power_cut::{CutFile, Dice};
 use super::*;
 use crate::disk::model::{FakeBase, Model, Op, any_op, base_content, content, run, step};
 
@@ -19,99 +19,6 @@ fn base() -> Box<dyn Disk> {
 
 fn write(at: usize, len: usize, fill: u8) -> Op {
     Op::Write { at, len, fill, cut: usize::MAX }
-}
-
-/// A file whose writes are volatile until synced, and that can stop working.
-#[derive(Default)]
-struct Platter {
-    current: Vec<u8>,
-    durable: Vec<u8>,
-    pending: Vec<(usize, Vec<u8>)>,
-    /// Operations that still work; then everything fails.
-    operations_left: Option<u32>,
-    full: bool,
-}
-
-#[derive(Clone, Default)]
-struct CrashFile(Arc<Mutex<Platter>>);
-
-impl Platter {
-    fn operate(&mut self) -> io::Result<()> {
-        if let Some(left) = &mut self.operations_left {
-            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("crashed"))?;
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, at: usize, bytes: Vec<u8>) {
-        self.current[at..at + bytes.len()].copy_from_slice(&bytes);
-        self.pending.push((at, bytes));
-    }
-}
-
-impl CrashFile {
-    /// The file after a crash: what was synced, and any of the sectors written since.
-    fn crash(&self, mut coin: impl FnMut() -> bool) -> Self {
-        let platter = self.0.lock().unwrap();
-        let mut found = platter.durable.clone();
-        found.resize(platter.current.len(), 0);
-        for (at, bytes) in &platter.pending {
-            for (i, sector) in bytes.chunks(512).enumerate() {
-                if coin() {
-                    found[at + 512 * i..][..sector.len()].copy_from_slice(sector);
-                }
-            }
-        }
-        let platter = Platter { current: found.clone(), durable: found, ..Platter::default() };
-        Self(Arc::new(Mutex::new(platter)))
-    }
-}
-
-impl Backing for CrashFile {
-    fn read_at(&self, into: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
-        let mut platter = self.0.lock().unwrap();
-        platter.operate()?;
-        let at = usize::try_from(offset).unwrap();
-        let slice = into[0];
-        slice.copy_from(&platter.current[at..at + slice.len()]);
-        Ok(slice.len())
-    }
-    fn write_at(&mut self, from: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
-        let mut platter = self.0.lock().unwrap();
-        platter.operate()?;
-        if platter.full {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        // Short transfers are legal, so a list is written one buffer at a time.
-        let mut bytes = vec![0; from[0].len()];
-        from[0].copy_to(&mut bytes);
-        let at = usize::try_from(offset).unwrap();
-        let end = platter.current.len().max(at + bytes.len());
-        platter.current.resize(end, 0);
-        platter.put(at, bytes);
-        Ok(from[0].len())
-    }
-    fn punch(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        platter.operate()?;
-        let zeros = vec![0; usize::try_from(len).unwrap()];
-        platter.put(usize::try_from(offset).unwrap(), zeros);
-        Ok(())
-    }
-    fn sync(&mut self) -> io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        platter.operate()?;
-        platter.durable = platter.current.clone();
-        platter.pending.clear();
-        Ok(())
-    }
-    fn len_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().current.len() as u64)
-    }
-    fn grow(&mut self, len_bytes: u64) -> io::Result<()> {
-        self.0.lock().unwrap().current.resize(usize::try_from(len_bytes).unwrap(), 0);
-        Ok(())
-    }
 }
 
 proptest! {
@@ -139,12 +46,12 @@ proptest! {
     fn crash_leaves_nothing_that_was_never_written(
         ops in prop::collection::vec(any_op(LEN), 1..30),
         operations in 0_u32..150,
-        coins in prop::collection::vec(any::<bool>(), 1..50),
+        seed in any::<u64>(),
     ) {
-        let file = CrashFile::default();
+        let file = CutFile::default();
         let mut disk = Overlay::in_backing(base(), file.clone(), CAP).unwrap();
         let mut model = Model::new(&base_content(LEN), usize::try_from(CAP).unwrap());
-        file.0.lock().unwrap().operations_left = Some(operations);
+        file.fail_after(Some(operations));
         for op in &ops {
             let before = model.clone();
             model.apply(op);
@@ -159,41 +66,46 @@ proptest! {
                 }
             }
         }
-        let mut coins = coins.into_iter().cycle();
-        let mut found = Overlay::in_backing(base(), file.crash(|| coins.next().unwrap()), CAP).unwrap();
+        let mut found = Overlay::in_backing(base(), file.cut(&mut Dice(seed)), CAP).unwrap();
         prop_assert_eq!(model.impossible(&content(&mut found)), None);
     }
 }
 
 #[test]
 fn flush_makes_data_durable_before_the_map() {
-    let file = CrashFile::default();
+    let file = CutFile::default();
     let mut disk = Overlay::in_backing(base(), file.clone(), CAP).unwrap();
     run(&mut disk, &write(0, 4096, 5)).unwrap();
-    // Sync of the data, then the map, and the crash before its sync; every sector arrives.
-    file.0.lock().unwrap().operations_left = Some(2);
+    // Sync of the data, then the map, and the crash before its sync; its sector arrives or not.
+    file.fail_after(Some(2));
     assert!(disk.flush().is_err());
-    let mut found = Overlay::in_backing(base(), file.crash(|| true), CAP).unwrap();
-    assert_eq!(found.used_bytes(), 4096);
-    assert_eq!(content(&mut found)[..512], [5; 512]);
-    let mut lost = Overlay::in_backing(base(), file.crash(|| false), CAP).unwrap();
-    assert!(content(&mut lost) == base_content(LEN));
+    let mut arrived = 0;
+    for seed in 0..64 {
+        let mut found = Overlay::in_backing(base(), file.cut(&mut Dice(seed)), CAP).unwrap();
+        if found.used_bytes() == 0 {
+            assert!(content(&mut found) == base_content(LEN), "seed {seed}");
+        } else {
+            assert_eq!(content(&mut found)[..512], [5; 512], "seed {seed}");
+            arrived += 1;
+        }
+    }
+    assert!((1..64).contains(&arrived), "both were seen: {arrived} of 64");
 }
 
 #[test]
 fn flush_that_failed_once_fails_for_ever() {
-    let file = CrashFile::default();
+    let file = CutFile::default();
     let mut disk = Overlay::in_backing(base(), file.clone(), CAP).unwrap();
-    file.0.lock().unwrap().operations_left = Some(0);
+    file.fail_after(Some(0));
     assert!(disk.flush().is_err());
-    file.0.lock().unwrap().operations_left = None;
+    file.fail_after(None);
     assert!(disk.flush().is_err(), "the host may have dropped what it could not write");
     assert!(content(&mut disk) == base_content(LEN), "reading goes on");
 }
 
 #[test]
 fn full_host_disk_fails_the_request_only() {
-    let file = CrashFile::default();
+    let file = CutFile::default();
     let mut disk = Overlay::in_backing(base(), file.clone(), CAP).unwrap();
     run(&mut disk, &write(0, 4096, 5)).unwrap();
     let before = content(&mut disk);
