@@ -93,6 +93,7 @@ pub(super) struct HostTree {
     top: OwnedFd,
     device: u64,
     current: Option<(Option<RelPath>, OwnedFd)>,
+    unflushed: BTreeMap<Option<RelPath>, String>,
 }
 
 /// The directory that holds an entry.
@@ -106,7 +107,7 @@ impl HostTree {
     pub(super) fn open(top: &Path) -> io::Result<Self> {
         let top = rustix::fs::open(top, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let device = rustix::fs::fstat(&top)?.st_dev;
-        Ok(Self { top, device, current: None })
+        Ok(Self { top, device, current: None, unflushed: BTreeMap::new() })
     }
 
     /// Opens the directory that holds `path`; a missing directory is made when the run made it: `new` has
@@ -119,7 +120,7 @@ impl HostTree {
     ) -> Result<Parent<'_>, ParentFault> {
         let wanted = path.parent();
         if self.current.as_ref().is_none_or(|(path, _)| *path != wanted) {
-            self.leave(steps).map_err(ParentFault::Io)?;
+            self.leave(steps);
             let dir = self.descend(wanted.as_ref(), new, steps)?;
             self.current = Some((wanted, dir));
         }
@@ -127,14 +128,18 @@ impl HostTree {
         Ok(Parent { dir: dir.as_fd() })
     }
 
-    /// Flushes the directory used last, so that its renames survive a power cut.
-    pub(super) fn leave(&mut self, steps: &mut dyn Steps) -> io::Result<()> {
-        let Some((_, dir)) = self.current.take() else { return Ok(()) };
-        steps.before(Step::SyncDir)?;
-        match rustix::fs::fsync(&dir) {
-            Err(Errno::INVAL | Errno::ROFS) | Ok(()) => Ok(()), // some file systems cannot flush a directory
-            Err(errno) => Err(errno.into()),
+    /// Flushes the directory used last, so that its renames survive a power cut; what fails is in [`HostTree::unflushed`].
+    pub(super) fn leave(&mut self, steps: &mut dyn Steps) {
+        if let Some((path, dir)) = self.current.take()
+            && let Err(error) = steps.sync(Step::SyncDir, dir.as_fd())
+        {
+            self.unflushed.insert(path, error.to_string());
         }
+    }
+
+    /// Directories that could not be flushed, and why: what was done in them may be undone by a power cut.
+    pub(super) fn unflushed(&self) -> &BTreeMap<Option<RelPath>, String> {
+        &self.unflushed
     }
 
     fn descend(
@@ -151,7 +156,8 @@ impl HostTree {
             let next = match rustix::fs::openat(&open, name, DIRECTORY, Mode::empty()) {
                 Err(Errno::NOENT) if new.contains_key(&path) => {
                     let mode = new[&path] | 0o700;
-                    Parent { dir: open.as_fd() }.make_dir(&path, mode, steps).map_err(ParentFault::Io)?;
+                    let made = Parent { dir: open.as_fd() }.make_dir(&path, mode, steps);
+                    made.and_then(|()| steps.sync(Step::SyncDir, open.as_fd())).map_err(ParentFault::Io)?;
                     rustix::fs::openat(&open, name, DIRECTORY, Mode::empty())
                 }
                 next => next,

@@ -4,8 +4,10 @@
 //! Flow: `order` decides what comes when → for each change, `host_tree` opens its directory without following any link and reads
 //! what is there now → it must be what was packed, or the change is a conflict and nothing is touched → `write` does one
 //! atomic step. Every file is at any moment wholly old or wholly new: data goes to a temporary file in the same directory,
-//! is flushed, and renamed. A crash may leave a `.midge-*.tmp` file and part of the changes undone, never half a file; only
-//! where a directory turns into a file, or the other way, is there a moment with neither.
+//! is flushed, and renamed. A crash or power cut may leave a `.midge-*.tmp` file and part of the changes undone, never half a
+//! file; only where a directory turns into a file, or the other way, is there a moment with neither. What comes is flushed
+//! before anything goes, so what the run moved is always in one of its places; what cannot be flushed is reported as failed.
+//! Applying again finishes the work, but for the mode of a directory that was made and not finished.
 //!
 //! Modes: set-user-ID, set-group-ID and sticky bits are never applied, nor are write permissions for group and others that the
 //! file did not have. Owners: a replaced file keeps its owner where we may set it; a new one gets that of its directory when
@@ -207,6 +209,8 @@ fn chosen(change: &Change, options: &ApplyOptions, report: &mut ApplyReport) -> 
     false
 }
 
+#[cfg(test)]
+mod power_cut_tests;
 #[cfg(test)]
 mod race_tests;
 #[cfg(test)]

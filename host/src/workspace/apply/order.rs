@@ -66,38 +66,58 @@ struct Applying<'a> {
 }
 
 impl<'a> Applying<'a> {
-    /// The order: what is in the way goes, deepest first; then everything new or changed comes, directories before what is in
-    /// them; only then the rest is deleted, so that a crash loses no data that had been moved; modes of directories come last,
-    /// as they may forbid writing.
+    /// The order: everything new or changed comes, directories before what is in them; then what is in the way of something
+    /// goes, deepest first, and that comes; only then the rest is deleted. What comes is flushed before anything goes, so that
+    /// a power cut loses no data that had been moved. Modes of directories come last, as they may forbid writing.
     fn run(&mut self, chosen: &[&'a Change]) {
         let in_the_way: BTreeSet<&RelPath> =
             chosen.iter().filter(|change| makes_way(change)).map(|change| &change.path).collect();
-        let first = |change: &Change| {
-            makes_way(change)
-                || change.kind == ChangeKind::Deleted
-                    && change.path.ancestors().any(|above| in_the_way.contains(&above))
-        };
-        for change in chosen.iter().rev().filter(|change| first(change)) {
-            let outcome = self.delete(change);
-            self.record(change, outcome);
+        let concerned =
+            |change: &Change| makes_way(change) || change.path.ancestors().any(|above| in_the_way.contains(&above));
+        let (second, first): (Vec<&Change>, Vec<&Change>) = chosen.iter().partition(|change| concerned(change));
+        self.put_all(&first);
+        self.delete_all(second.iter().filter(|change| change.kind == ChangeKind::Deleted || makes_way(change)));
+        self.put_all(&second);
+        self.delete_all(first.iter().filter(|change| change.kind == ChangeKind::Deleted));
+        for change in chosen.iter().rev() {
+            if let Some(outcome) = self.finish_dir(change) {
+                self.record(change, outcome);
+            }
         }
-        for change in chosen.iter().filter(|change| change.kind != ChangeKind::Deleted) {
+        self.tree.leave(self.steps);
+        let unflushed = self.tree.unflushed();
+        for (path, outcome) in &mut self.outcomes {
+            if let (Outcome::Done, Some(error)) = (&*outcome, unflushed.get(&path.parent())) {
+                *outcome = Outcome::Failed(format!("done, but its directory cannot be flushed to the disk: {error}"));
+            }
+        }
+    }
+
+    fn put_all(&mut self, changes: &[&'a Change]) {
+        for change in changes.iter().filter(|change| change.kind != ChangeKind::Deleted) {
             if !matches!(self.outcomes.get(&change.path), None | Some(Outcome::Done)) {
                 continue; // what is in the way stayed
             }
             let outcome = self.put(change);
             self.record(change, outcome);
         }
-        for change in chosen.iter().rev().filter(|change| change.kind == ChangeKind::Deleted && !first(change)) {
-            let outcome = self.delete(change);
+    }
+
+    /// Deletes what was packed, deepest first, unless what came before it may be undone by a power cut.
+    fn delete_all<'b>(&mut self, changes: impl DoubleEndedIterator<Item = &'b &'a Change>)
+    where
+        'a: 'b,
+    {
+        self.tree.leave(self.steps);
+        for change in changes.rev() {
+            let outcome = match self.tree.unflushed().values().next() {
+                None => self.delete(change),
+                Some(error) => {
+                    Outcome::Failed(format!("kept, as other changes cannot be flushed to the disk: {error}"))
+                }
+            };
             self.record(change, outcome);
         }
-        for change in chosen.iter().rev() {
-            if let Some(outcome) = self.finish_dir(change) {
-                self.record(change, outcome);
-            }
-        }
-        let _ = self.tree.leave(self.steps); // what was renamed is there; flushing the last directory is best effort
     }
 
     fn record(&mut self, change: &'a Change, outcome: Outcome) {

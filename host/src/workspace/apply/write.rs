@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat};
@@ -22,7 +22,7 @@ pub enum Step {
     Copy,
     /// Set owner and mode, of the temporary file or of an entry.
     SetMode,
-    /// Flush the temporary file to the disk.
+    /// Flush the temporary file, or a file whose mode was set, to the disk.
     SyncFile,
     /// Put it, or a link, in place.
     Rename,
@@ -45,6 +45,19 @@ pub trait Steps {
     /// # Errors
     /// Any.
     fn before(&mut self, step: Step) -> io::Result<()>;
+
+    /// Flushes `what` to the disk; the only way that applying does so.
+    ///
+    /// # Errors
+    /// What the system says, or [`Steps::before`].
+    fn sync(&mut self, step: Step, what: BorrowedFd<'_>) -> io::Result<()> {
+        self.before(step)?;
+        match rustix::fs::fsync(what) {
+            // Some file systems cannot flush a directory.
+            Err(Errno::INVAL | Errno::ROFS) if step == Step::SyncDir => Ok(()),
+            synced => Ok(synced?),
+        }
+    }
 }
 
 /// Lets every step happen.
@@ -94,8 +107,7 @@ impl Parent<'_> {
         steps.before(Step::SetMode)?;
         self.take_owner(&file, state.stat());
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-        steps.before(Step::SyncFile)?;
-        file.sync_all()?;
+        steps.sync(Step::SyncFile, file.as_fd())?;
         self.rename(temporary, path, state, steps)
     }
 
@@ -136,7 +148,14 @@ impl Parent<'_> {
         }
         // A descriptor opened with O_PATH, as the entry may not be readable; fchmod does not take one, its name in /proc does.
         let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&entry));
-        Ok(rustix::fs::chmod(name, Mode::from_raw_mode(mode))?)
+        rustix::fs::chmod(&name, Mode::from_raw_mode(mode))?;
+        let step = if matches!(state, State::Dir { .. }) { Step::SyncDir } else { Step::SyncFile };
+        match rustix::fs::open(&name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(entry) => steps.sync(step, entry.as_fd()),
+            // We may not read it, so it cannot be flushed; its old mode is all that a power cut could bring back.
+            Err(Errno::ACCESS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Removes what is at `path`, where `state` was found; a directory must be empty.
