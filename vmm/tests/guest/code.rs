@@ -155,7 +155,7 @@ impl Code {
 }
 
 /// ELF-64 for x86-64 with one loadable segment.
-fn vmlinux(code: &[u8]) -> Vec<u8> {
+pub(crate) fn vmlinux(code: &[u8]) -> Vec<u8> {
     let mut header = vec![0_u8; 120];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     let len = u64::try_from(code.len()).unwrap().to_le_bytes();

@@ -9,7 +9,9 @@ mod code;
 mod counting;
 mod freeze;
 mod held;
+mod hostile;
 mod monitor;
+mod script;
 mod snapshot;
 mod working_set;
 

@@ -96,6 +96,16 @@ impl Monitor {
         }
     }
 
+    /// Waits until the guest has printed this line.
+    pub(crate) fn wait_console(&mut self, line: &str, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.seen.iter().any(|event| event["event"] == "console" && event["text"] == line) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left);
+            self.seen.push(event.unwrap_or_else(|_| panic!("\"{line}\" never came; events: {:?}", self.seen)));
+        }
+    }
+
     pub(crate) fn close_lifeline(&mut self) {
         self.lifeline = None;
     }
