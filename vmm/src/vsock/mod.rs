@@ -54,6 +54,8 @@ mod transfer;
 mod twin;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 pub(crate) mod model;
 #[cfg(test)]
 pub(crate) mod rig;
