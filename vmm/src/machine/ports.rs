@@ -107,6 +107,21 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_written_to_whatever_port_only_the_reset_line_ends_the_guest() {
+        let (ports, _) = ports();
+        for port in 0..=u16::MAX {
+            for width in [1, 2, 4, 8, 256] {
+                for byte in [0, 0xfe, 0xff] {
+                    let mut data = vec![byte; width];
+                    let asked = ports.write(port, &data).is_some();
+                    assert_eq!(asked, port == 0x64 && byte == 0xfe, "{port:#x}");
+                    ports.read(port, &mut data);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_clock_never_says_update_in_progress() {
         let (ports, _) = ports();
         let mut data = [0xff];

@@ -32,6 +32,12 @@ pub mod mmio;
 #[cfg(test)]
 pub(crate) mod fake;
 
+#[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
+mod standard;
+
 pub use chain::Chain;
 pub use cursor::{Reader, ShortChain, Writer};
 pub use device::{ActivateError, Activation, Device};
