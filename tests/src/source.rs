@@ -120,13 +120,13 @@ fn body_end(code: &[String], row: usize, column: usize) -> Option<usize> {
     None
 }
 
-/// The line ranges of items behind a `#[cfg(test)]`-like attribute, attribute included.
+/// The line ranges of items behind a `#[cfg(test)]`-like attribute, or `#[cfg(fuzzing)]`, attribute included.
 fn test_items(code: &[String]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for (row, line) in code.iter().enumerate() {
         let attribute = line.trim_start();
-        let for_tests =
-            attribute.starts_with("#[cfg(") && has_word(attribute, "test") && !attribute.contains("not(test");
+        let is_about = |word| has_word(attribute, word) && !attribute.contains(&format!("not({word}"));
+        let for_tests = attribute.starts_with("#[cfg(") && (is_about("test") || is_about("fuzzing"));
         if !for_tests && attribute != "#[test]" {
             continue;
         }
@@ -263,6 +263,7 @@ mod tests {
         assert_eq!(source.test, [false, true, true, false, false, true, true, true, true]);
         assert_eq!(source.test_modules(), ["fake"]);
         assert_eq!(source.non_test_lines(), 3);
+        assert_eq!(Source::new("x/a.rs", "#[cfg(fuzzing)]\npub mod fuzz;\n").test_modules(), ["fuzz"]);
         assert_eq!(Source::new("x/tests.rs", text).non_test_lines(), 0);
         assert_eq!(Source::new("x/tests/a.rs", text).non_test_lines(), 0);
     }

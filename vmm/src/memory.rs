@@ -321,6 +321,27 @@ mod tests {
         assert!(ram.write_obj(1_u8, GuestAddress(MMIO_GAP_END + (4 << 20))).is_err());
     }
 
+    /// Every range of whole and half pages around memory with a hole: what is taken is whole pages of one region.
+    #[test]
+    fn every_range_is_whole_pages_of_memory_or_outside() {
+        let regions = [(0, 4), (4, 2), (8, 2)];
+        let places = regions.map(|(first, count)| (GuestAddress(first << 12), count << 12));
+        let ram = GuestRam::from_ranges(&places).unwrap();
+        for start in 0..=24_u64 {
+            for len in 0..=24_u64 {
+                let (first, count) = (start / 2, len / 2);
+                let is_whole = start % 2 == 0 && len % 2 == 0 && len != 0;
+                let inside =
+                    regions.iter().any(|(from, pages)| first >= *from && first + count <= from + *pages as u64);
+                let range = (start << 11, len << 11);
+                assert_eq!(find_outside(&ram, &[range]).is_none(), is_whole && inside, "{range:x?}");
+            }
+            for range in [(start << 11, u64::MAX << 12), (u64::MAX << 12, start << 11), (start << 11, 1 << 63)] {
+                assert_eq!(find_outside(&ram, &[range]), Some(range));
+            }
+        }
+    }
+
     #[test]
     fn discarded_pages_are_zero_again_and_their_neighbours_as_they_were() {
         let ram = allocate(MMIO_GAP_START + (4 << 20), true).unwrap();

@@ -21,7 +21,11 @@ pub(crate) mod spec;
 pub(crate) mod walk;
 mod xattr;
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 #[cfg(test)]
+pub(crate) mod reader;
+#[cfg(fuzzing)]
 pub(crate) mod reader;
 #[cfg(test)]
 pub(crate) mod tests;

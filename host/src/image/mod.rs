@@ -6,6 +6,8 @@
 //! (`superblock`). No image needs anything of ours in it: the agent comes from the initramfs.
 
 mod build;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod recipe;
 mod superblock;
 

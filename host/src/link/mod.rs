@@ -8,6 +8,8 @@ mod control;
 mod conversation;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod health;
 #[cfg(test)]
 pub(crate) mod real_agent;

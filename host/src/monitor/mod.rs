@@ -7,6 +7,8 @@
 pub mod config;
 pub mod end;
 pub mod events;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod native;
 pub mod place;
 mod reach;

@@ -28,6 +28,10 @@ pub mod stored;
 
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(fuzzing)]
+pub(crate) mod fixture;
+#[cfg(fuzzing)]
+pub mod fuzz;
 
 pub use apply::{ApplyOptions, ApplyReport};
 pub use changes::{Change, ChangeKind, ChangeSet};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Any header, any lengths, any disk: an accepted request lies on the disk.
 //!
-//! `cargo +nightly fuzz run block_request` from `vmm/`. Input: flags (1 byte), sectors of the disk
+//! `./dev fuzz 60 block_request`. Input: flags (1 byte), sectors of the disk
 //! (8), bytes given (4) and wanted (4), then the header (16) and a range (16).
 #![no_main]
 

@@ -2,7 +2,7 @@
 //! Any rings, descriptor tables and buffers: every chain that comes out can be used to its last
 //! byte, a fault stays, and nothing panics.
 //!
-//! `cargo +nightly fuzz run chain` from `vmm/`. Input: features (1 byte), log2 of the queue size
+//! `./dev fuzz 60 chain`. Input: features (1 byte), log2 of the queue size
 //! (1), avail.idx (2), eight heads (8), then descriptors of 8 bytes: where (1), distance from
 //! there (2), length (2), its high byte (1), flags (1), next (1). Memory is two adjacent regions, a
 //! hole, and a third region.

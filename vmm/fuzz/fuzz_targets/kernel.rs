@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Any file as a kernel, any amount of RAM: what is accepted lies in the file and in RAM.
 //!
-//! `cargo +nightly fuzz run kernel` from `vmm/`. Input: end of RAM in MiB (2 bytes), then the file.
+//! `./dev fuzz 60 kernel`. Input: end of RAM in MiB (2 bytes), then the file.
 #![no_main]
 
 use std::io;

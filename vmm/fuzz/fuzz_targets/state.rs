@@ -3,7 +3,7 @@
 //! written again byte for byte, and devices take a state or refuse it, and then work or wait for a
 //! reset.
 //!
-//! `cargo +nightly fuzz run state` from `vmm/`. Input: what to do (1 byte); then a file whose length
+//! `./dev fuzz 60 state`. Input: what to do (1 byte); then a file whose length
 //! and checksum are put right first (0 to 2), or as it is (3), or (others) numbers for the
 //! registers of two disks and a vsock device, and memory for their queues.
 #![no_main]
@@ -140,7 +140,8 @@ impl Numbers<'_> {
             status: self.word(&[0xf, 0xf, 0xf, 0xb, 3, 1, 0, 0x8f, 4, 7]),
             device_features_sel: self.word(&[0, 1]),
             driver_features_sel: self.word(&[0, 1]),
-            driver_features: u64::from(self.word(&[0, 1 << 29, 1 << 28, 3 << 28])) | u64::from(self.word(&[1, 0])) << 32,
+            driver_features: u64::from(self.word(&[0, 1 << 29, 1 << 28, 3 << 28]))
+                | u64::from(self.word(&[1, 0])) << 32,
             queue_sel: self.word(&[0, 1, 2]),
             interrupt_status: self.word(&[0, 1, 3]),
             needs_reset: self.byte() % 8 == 7,
@@ -196,7 +197,8 @@ fuzz_target!(|data: &[u8]| {
             let state = numbers.state();
             let file = encode(&state, &[]).expect("far below the limit");
             let again = decode(&file).expect("what was written can be read");
-            let transports = |state: &VmState| state.disks.iter().map(|disk| disk.transport.clone()).collect::<Vec<_>>();
+            let transports =
+                |state: &VmState| state.disks.iter().map(|disk| disk.transport.clone()).collect::<Vec<_>>();
             assert_eq!(transports(&state), transports(&again));
             exercise(&again, numbers.0);
             file

@@ -2,7 +2,7 @@
 //! Any packets of a guest and any behaviour of its host's sockets, in any order: nothing panics,
 //! no bound is passed, and nothing is left when everybody has hung up.
 //!
-//! `cargo +nightly fuzz run vsock_mux` from `vmm/`. Input: events of 8 bytes: what (1), whose (1),
+//! `./dev fuzz 60 vsock_mux`. Input: events of 8 bytes: what (1), whose (1),
 //! three numbers of 2 bytes each. Ports are drawn from few, so that packets meet connections.
 #![no_main]
 

@@ -2,7 +2,7 @@
 //! Any header: it is refused, or the packet keeps the promises of its type, and written out again
 //! it has the same fields.
 //!
-//! `cargo +nightly fuzz run vsock_packet` from `vmm/`. Input: which fields to make sound (1 byte),
+//! `./dev fuzz 60 vsock_packet`. Input: which fields to make sound (1 byte),
 //! payload in the chain (2), then the 44 bytes of the header.
 #![no_main]
 

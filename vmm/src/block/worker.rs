@@ -195,5 +195,7 @@ impl Worker {
     }
 }
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,8 @@ pub mod mmio;
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(fuzzing)]
+pub(crate) mod fake;
 
 #[cfg(test)]
 mod hostile;

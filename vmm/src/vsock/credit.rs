@@ -226,6 +226,71 @@ mod tests {
         SendCredit::new(credit(10, 0)).spend(11);
     }
 
+    /// Counts worth standing at, as they were if they did not wrap.
+    fn corners() -> Vec<u64> {
+        let around = |middle: u64| (0..5).map(move |step| middle + step - 2);
+        [2, 1000, 1 << 31, (1 << 32) - 2, 1 << 32, 3 << 31, 1 << 33].into_iter().flat_map(around).collect()
+    }
+
+    fn low(count: u64) -> u32 {
+        u32::try_from(count & 0xffff_ffff).unwrap()
+    }
+
+    /// Counters of 64 bits that never wrap, beside those of 32 that do, at every corner of every one: the guest's word is
+    /// taken, ignored or refused as the counters that do not wrap have it, and the credit is the same.
+    #[test]
+    fn wrapping_counters_judge_every_corner_as_endless_ones_do() {
+        let counts = corners();
+        for taken in &counts {
+            for on_the_way in counts.iter().filter(|bytes| **bytes <= u64::from(u32::MAX)) {
+                let sent = taken + on_the_way;
+                for claim in counts.iter().chain([taken, &sent, &(sent + 1), &(sent + (1 << 30))]) {
+                    for buf_alloc in [0, 1, 1000, low(*on_the_way), low(on_the_way + 1), u32::MAX] {
+                        let before = SendCredit { sent: low(sent), peer: credit(u32::MAX, low(*taken)) };
+                        let mut send = before;
+                        // What 32 bits cannot tell apart is taken for the nearest.
+                        let is_told_apart = claim.abs_diff(*taken) < 1 << 31 || (taken..=&sent).contains(&claim);
+                        if !is_told_apart {
+                            continue;
+                        }
+                        let result = send.learn(credit(buf_alloc, low(*claim)));
+                        if (taken..=&sent).contains(&claim) {
+                            assert_eq!(result, Ok(()), "{claim} of {taken} and {sent}");
+                            let free = u64::from(buf_alloc).saturating_sub(sent - claim);
+                            assert_eq!(u64::from(send.free_bytes()), free);
+                        } else if claim < taken && sent - claim < 1 << 32 {
+                            assert_eq!((result, send), (Ok(()), before), "an old word, {claim} of {taken}");
+                        } else if claim > &sent {
+                            assert!(result.is_err() && send == before, "{claim} of {taken} and {sent}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same of the window, at every corner of where its counters stand.
+    #[test]
+    fn wrapping_window_judges_every_corner_as_an_endless_one_does() {
+        for forwarded in corners() {
+            for size in [1_u32, 2, 1000, 1 << 18, u32::MAX] {
+                for owed in [0, 1, size / 2, size - 1, size] {
+                    for len in [0, 1, size - owed, (size - owed).saturating_add(1), size, u32::MAX] {
+                        let received = forwarded + u64::from(owed);
+                        let (received, forwarded) = (low(received), low(forwarded));
+                        let before = ReceiveWindow { size_bytes: size, received, forwarded, told: forwarded };
+                        let mut window = before;
+                        let fits = u64::from(owed) + u64::from(len) <= u64::from(size);
+                        assert_eq!(window.receive(len).is_ok(), fits);
+                        assert_eq!(window.owed_bytes(), if fits { owed + len } else { owed });
+                        window.forward(window.owed_bytes());
+                        assert_eq!((window.owed_bytes(), window.receive(size).is_ok()), (0, true));
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
         /// A sender and a receiver over a link that delays credit: the window is never overrun,
         /// and whatever was sent can be taken, however far the counters have wrapped.

@@ -53,9 +53,13 @@ mod transfer;
 
 mod twin;
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+pub(crate) mod model;
+#[cfg(fuzzing)]
 pub(crate) mod model;
 #[cfg(test)]
 pub(crate) mod rig;

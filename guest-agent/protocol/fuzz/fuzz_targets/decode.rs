@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Any bytes, cut anywhere, in both directions: no panic, no memory beyond a frame, one encoding for each message.
-//! Run with `cargo +nightly fuzz run decode` in `guest-agent/protocol`.
+//! `./dev fuzz 60 decode`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

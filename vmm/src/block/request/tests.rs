@@ -124,3 +124,37 @@ proptest! {
         }
     }
 }
+
+/// Numbers at both ends of 64 bits, and around what wraps when it is made bytes.
+fn corners() -> Vec<u64> {
+    let around = |middle: u64| (0..5).map(move |step| middle.wrapping_add(step).wrapping_sub(2));
+    [0, 100, u64::from(RANGE_SECTORS_MAX), 1 << 31, 1 << 32, 1 << 54, 1 << 55, 1 << 63, u64::MAX / 512]
+        .into_iter()
+        .flat_map(around)
+        .collect()
+}
+
+/// Every pair of such numbers on disks of such sizes: what is taken ends on the disk, counted without a limit.
+#[test]
+fn every_corner_of_a_range_lies_on_the_disk_or_is_refused() {
+    for sectors in corners().into_iter().filter(|sectors| *sectors < 1 << 54) {
+        let limits = Limits { sectors, ..LIMITS };
+        for sector in corners() {
+            for count in corners() {
+                let ends_on_disk = u128::from(sector) + u128::from(count) <= u128::from(sectors);
+                let expected = ends_on_disk.then(|| sector * 512);
+                assert_eq!(on_disk(sector, count, &limits).ok(), expected, "{count} from {sector} of {sectors}");
+                let bytes = usize::try_from(count).unwrap().checked_mul(512);
+                let offset = bytes.and_then(|bytes| offset_of(sector, bytes, &limits).ok());
+                assert_eq!(offset, expected.filter(|_| bytes.is_some()));
+                let Ok(count) = u32::try_from(count) else { continue };
+                let found = parse_range(range(sector, count, 0), true, &limits).ok();
+                let expected = expected.filter(|_| count <= RANGE_SECTORS_MAX);
+                assert_eq!(
+                    found.map(|range| (range.offset, range.len)),
+                    expected.map(|at| (at, u64::from(count) * 512))
+                );
+            }
+        }
+    }
+}

@@ -66,3 +66,50 @@ fn unknown_state_or_page_beyond_the_end_is_refused() {
     bytes[BLOCK_BYTES - 1] = 1;
     assert!(!PageMap::new(100).load_block(0, &bytes));
 }
+
+/// Every range of a map that ends in the middle of a word, in every state, over every kind of neighbourhood.
+#[test]
+fn every_range_is_set_found_and_counted_as_in_a_list() {
+    const PAGES: usize = 70;
+    for before in [|_| 0, |page: usize| u8::try_from(page % 3).unwrap(), |page: usize| u8::from(page < 40) * 2] {
+        let list: Vec<PageState> = (0..PAGES).map(|page| state(before(page))).collect();
+        for start in 0..PAGES {
+            for end in start..=PAGES {
+                for kind in 0..3 {
+                    let mut map = PageMap::new(PAGES as u64);
+                    list.iter().zip(0..).for_each(|(state, page)| map.set(page..page + 1, *state));
+                    map.set(start as u64..end as u64, state(kind));
+                    let now = |page: usize| if (start..end).contains(&page) { state(kind) } else { list[page] };
+                    assert!((0..PAGES).all(|page| map.get(page as u64) == now(page)), "{start}..{end}");
+                    let data = (0..PAGES).filter(|page| now(*page) == PageState::Data).count() as u64;
+                    assert_eq!((map.data_pages(), map.count_data(0..PAGES as u64)), (data, data));
+                    let stop = (start + 1..PAGES).find(|page| now(*page) != now(start)).unwrap_or(PAGES);
+                    assert_eq!(map.run(start as u64..PAGES as u64), (now(start), stop as u64));
+                }
+            }
+        }
+    }
+}
+
+/// Every value of every byte around the end of a map: what is taken says nothing of pages that are not there, holds no
+/// state that does not exist, and is given back as it was.
+#[test]
+fn every_byte_of_a_block_is_taken_as_it_is_or_refused() {
+    for pages in [1_u64, 3, 4, 5, 31, 32, 33, 63, 64, 65] {
+        for at in 0..18 {
+            let mut bytes = [0; BLOCK_BYTES];
+            for value in 0..=u8::MAX {
+                bytes[at] = value;
+                let states: Vec<u8> = (0..4).map(|page| value >> (2 * page) & 3).collect();
+                let is_there = |page: usize| ((4 * at + page) as u64) < pages;
+                let is_sound = (0..4).all(|page| states[page] == 0 || (states[page] < 3 && is_there(page)));
+                let mut map = PageMap::new(pages);
+                assert_eq!(map.load_block(0, &bytes), is_sound, "{value:#x} at {at} of {pages} pages");
+                if is_sound {
+                    assert_eq!(map.data_pages(), states.iter().filter(|state| **state == 2).count() as u64);
+                    assert_eq!(map.block(0)[..20], bytes[..20]);
+                }
+            }
+        }
+    }
+}

@@ -416,3 +416,69 @@ proptest! {
         prop_assert_eq!(queue.needs_notification().unwrap(), passed);
     }
 }
+
+/// Indices worth standing at: both ends, both sides of the middle, and a few between.
+const CORNERS: [u16; 8] = [0, 1, 255, 0x7fff, 0x8000, 0x8001, u16::MAX - 1, u16::MAX];
+
+/// Every avail.idx a guest can write, with every kind of room: more than the room is a fault, and how many chains are
+/// pending is a number of steps, however the index wraps.
+#[test]
+fn every_avail_index_is_a_number_of_steps_or_a_fault() {
+    const SIZE: u16 = 8;
+    let (driver, mut queue) = pair(SIZE, 0);
+    for next in CORNERS {
+        for in_flight in 0..=SIZE {
+            queue.next_avail = next;
+            queue.in_flight = in_flight;
+            let steps: Vec<u16> = std::iter::successors(Some(next), |index| Some(index.wrapping_add(1)))
+                .take(usize::from(SIZE - in_flight) + 1)
+                .collect();
+            for avail in 0..=u16::MAX {
+                driver.write(driver.avail + 2, &avail.to_le_bytes());
+                let expected = steps.iter().position(|index| *index == avail);
+                let pending = queue.pending().ok().map(usize::from);
+                assert_eq!(pending, expected, "avail {avail} next {next} in flight {in_flight}");
+            }
+        }
+    }
+}
+
+/// Every used_event a guest can write, and every number of entries a queue can have used since it last looked: the
+/// guest is woken exactly when the entry that it named is among them (§2.7.7.2).
+#[test]
+fn every_used_event_wakes_for_the_entry_it_names() {
+    let (driver, mut queue) = pair(8, feature::EVENT_IDX);
+    for old in CORNERS {
+        for count in [0, 1, 2, 7, 8, 256, 32_768] {
+            let new = old.wrapping_add(count);
+            for event in 0..=u16::MAX {
+                driver.set_used_event(event);
+                (queue.told_used, queue.next_used) = (old, new);
+                let used = u32::from(old)..u32::from(old) + u32::from(count);
+                let is_named = used.contains(&u32::from(event)) || used.contains(&(u32::from(event) + 0x1_0000));
+                assert_eq!(queue.needs_notification(), Ok(is_named), "event {event} old {old} new {new}");
+            }
+        }
+    }
+}
+
+/// Every place for every area of a small queue, around the borders of memory: what is taken lies in it, byte for byte.
+#[test]
+fn every_place_of_a_ring_is_in_memory_or_refused() {
+    let ram = Arc::new(ram_with_hole());
+    let is_ram = |addr: u64| addr < HOLE || (HIGH..END).contains(&addr);
+    let near =
+        [0_u64, 0x4_0000, HOLE, HIGH, END].into_iter().flat_map(|border| border.saturating_sub(160)..border + 64);
+    for addr in near.chain(u64::MAX - 200..=u64::MAX) {
+        for size in [1_u16, 2, 8] {
+            let n = u64::from(size);
+            for (area, align, len) in [(0, 16, 16 * n), (1, 2, 6 + 2 * n), (2, 4, 6 + 8 * n)] {
+                let mut claim = Geometry { size: size.into(), descriptors: 0x1000, avail: 0x2000, used: 0x3000 };
+                *[&mut claim.descriptors, &mut claim.avail, &mut claim.used][area] = addr;
+                let all_in = addr.checked_add(len - 1).is_some_and(|last| (addr..=last).all(is_ram));
+                let taken = Queue::new(Arc::clone(&ram), claim, 8, 0).is_ok();
+                assert_eq!(taken, all_in && addr % align == 0, "{claim:x?}");
+            }
+        }
+    }
+}
