@@ -93,12 +93,26 @@ impl Report {
             })
         });
         self.put("error", error);
-        format!("{}\n", Value::Object(std::mem::take(&mut self.fields)))
+        tame(&Value::Object(std::mem::take(&mut self.fields)).to_string()) + "\n"
     }
 
     fn put(&mut self, name: &str, value: Value) {
         self.fields.insert(name.to_owned(), value);
     }
+}
+
+/// JSON leaves DEL and the C1 characters as they are, which steer some terminals. They can only be in strings, where an
+/// escape means the same.
+fn tame(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() + 1);
+    for character in json.chars() {
+        if character.is_control() {
+            text.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -123,6 +137,16 @@ mod tests {
         assert_eq!((&value["stdout"], &value["stdout_bytes"]), (&json!("a\nb\u{fffd}"), &json!(70)));
         assert_eq!((&value["stderr"], &value["error"]), (&json!(""), &Value::Null));
         assert_eq!(value["usage"]["max_rss_kib"], 4);
+    }
+
+    #[test]
+    fn no_character_of_the_guest_steers_a_terminal() {
+        let mut report = Report::default();
+        let words = "\u{9b}31m\u{7f}\u{1b}]0;ä";
+        report.output(Captured { head: words.as_bytes().to_vec(), total_bytes: 12 }, Captured::default());
+        let line = report.line(0, None);
+        assert_eq!(line.matches(char::is_control).collect::<String>(), "\n");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["stdout"], words);
     }
 
     #[test]
