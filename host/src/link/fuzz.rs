@@ -38,12 +38,14 @@ pub fn link(data: &[u8]) {
         let (near, mut far) = duplex(1 + usize::from(*piece));
         let (reader, writer) = tokio::io::split(near);
         let stream = Stream { reader: Box::new(reader), writer: Box::new(writer) };
-        let mut conversation = Conversation::new(stream, Health::watching(pending()), "fuzzing");
+        let conversation = Conversation::new(stream, Health::watching(pending()), "fuzzing");
         let agent = async move {
             // Who has had enough of it hangs up.
             let _ = far.write_all(bytes).await;
         };
         let host = async move {
+            // Both halves: the agent finds out that nobody listens by the last of them.
+            let mut conversation = conversation;
             let mut messages = Vec::new();
             loop {
                 match conversation.receiver.next().await {

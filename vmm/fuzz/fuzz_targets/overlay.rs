@@ -124,7 +124,10 @@ impl Model {
         let count = len.div_ceil(PAGE);
         let (map, data) = (&file[PAGE..2 * PAGE], &file[2 * PAGE..]);
         let mut model = Self { bytes: Vec::new(), pages: Vec::new(), cap_pages };
-        for page in 0..4 * PAGE {
+        if map[count.div_ceil(4)..].iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        for page in 0..count.next_multiple_of(4) {
             let state = match map[page / 4] >> (2 * (page % 4)) & 3 {
                 0 => Page::Base,
                 1 if page < count => Page::Zero,
@@ -249,8 +252,8 @@ fn request(disk: &mut dyn Disk, model: &mut Model, [what, a0, a1, n0, n1, value]
 
 fuzz_target!(|data: &[u8]| {
     let [sectors, cap, changes, data @ ..] = data else { return };
-    let len = 512 * (1 + usize::from(*sectors));
-    let cap_pages = usize::from(*cap);
+    let len = 512 * (1 + usize::from(*sectors) % 80);
+    let cap_pages = usize::from(*cap) % 16;
     let file = Memory::default();
     let open = || Overlay::in_backing(Box::new(Base(len)), file.clone(), (cap_pages * PAGE) as u64);
     drop(open().expect("a new file"));
