@@ -56,7 +56,8 @@ struct Host {
 struct Pair {
     id: Option<ConnectionId>,
     guest: Endpoint,
-    /// Bytes the guest's program sent, and read.
+    /// Bytes the guest's program wants to send, those that it sent, and those that it read.
+    wants: usize,
     sent: usize,
     got: usize,
     /// One of them threw the connection away, without an end.
@@ -231,14 +232,17 @@ impl World {
         }
         let limit = 500 * buf_alloc as usize;
         let host = Host { capacity: capacity.max(1), limit, ..Host::default() };
-        self.pairs.push(Pair { id, guest, sent: 0, got: 0, reset: false, accepts, host });
+        self.pairs.push(Pair { id, guest, wants: 0, sent: 0, got: 0, reset: false, accepts, host });
     }
 
     fn guest_does(&mut self, at: usize, what: u8, number: usize) {
         let Some(pair) = self.pairs.get_mut(at) else { return };
         let packet = match what % 4 {
             0 => {
-                let sent = pair.guest.send(&bytes(false, pair.sent, number));
+                if pair.guest.is_open && !pair.guest.is_over && pair.guest.flags & 2 == 0 {
+                    pair.wants = (pair.wants + number).min(1 << 20);
+                }
+                let sent = pair.guest.send(&bytes(false, pair.sent, (pair.wants - pair.sent).min(65_536)));
                 pair.sent += sent.as_ref().map_or(0, |(_, payload)| payload.len());
                 sent
             }
@@ -313,10 +317,13 @@ impl World {
                     moves += 1;
                 }
                 for at in 0..self.pairs.len() {
-                    let (got, read) = (self.pairs[at].got, self.pairs[at].host.read);
+                    let (sent, got, read) = (self.pairs[at].sent, self.pairs[at].got, self.pairs[at].host.read);
+                    self.guest_does(at, 0, 0);
                     self.guest_does(at, 1, usize::MAX);
                     self.host_does(at, 1, usize::MAX / 2);
-                    moves += u32::from(self.pairs[at].got != got) + u32::from(self.pairs[at].host.read != read);
+                    moves += u32::from(self.pairs[at].sent != sent)
+                        + u32::from(self.pairs[at].got != got)
+                        + u32::from(self.pairs[at].host.read != read);
                 }
                 assert!(moves < 1_000_000, "it goes on for ever");
                 if moves == before && self.up.is_empty() && !self.mux.has_turn() {
@@ -334,6 +341,9 @@ impl World {
             if !host.gone {
                 assert_eq!(host.read, pair.sent, "bytes of the guest were lost or stand still");
                 assert!(guest.flags & 2 == 0 || host.saw_end || host.closed, "the guest's end was lost");
+            }
+            if guest.flags & 2 == 0 && guest.peer_flags & 1 == 0 && !guest.is_over {
+                assert_eq!(pair.sent, pair.wants, "the guest has bytes to send, and no credit for them");
             }
             if guest.flags == 0 {
                 assert_eq!(pair.got, host.written, "bytes of the host were lost or stand still");
