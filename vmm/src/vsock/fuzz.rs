@@ -231,7 +231,7 @@ impl World {
             self.up.push_back((request, Vec::new()));
         }
         let limit = 500 * buf_alloc as usize;
-        let host = Host { capacity: capacity.max(1), limit, ..Host::default() };
+        let host = Host { capacity: capacity.max(64), limit, ..Host::default() };
         self.pairs.push(Pair { id, guest, wants: 0, sent: 0, got: 0, reset: false, accepts, host });
     }
 
@@ -242,7 +242,8 @@ impl World {
                 if pair.guest.is_open && !pair.guest.is_over && pair.guest.flags & 2 == 0 {
                     pair.wants = (pair.wants + number).min(1 << 20);
                 }
-                let sent = pair.guest.send(&bytes(false, pair.sent, (pair.wants - pair.sent).min(65_536)));
+                let most = (pair.guest.room() as usize).min(65_536);
+                let sent = pair.guest.send(&bytes(false, pair.sent, (pair.wants - pair.sent).min(most)));
                 pair.sent += sent.as_ref().map_or(0, |(_, payload)| payload.len());
                 sent
             }
