@@ -21,7 +21,7 @@ use crate::disk::{Disk, DiskError};
 use crate::machine::bus::MmioDevice;
 use crate::machine::pages::ReadPage;
 use crate::memory::GuestRam;
-use crate::vsock::{Vsock, pair};
+use crate::vsock::{Vsock, doorman, pair};
 
 const VERSION_1: u64 = 1 << 32;
 const LIMIT: Duration = Duration::from_secs(20);
@@ -168,7 +168,7 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 fn with_vsock(ram: &GuestRam, test: impl FnOnce(&mut Transport<Vsock>)) {
     let dir = tempfile::tempdir().unwrap();
     let uds = dir.path().join("v.sock");
-    let (device, mut worker) = pair(3, UnixListener::bind(&uds).unwrap(), &uds).unwrap();
+    let (device, mut worker) = pair(3, UnixListener::bind(&uds).unwrap(), doorman::line().unwrap().0, &uds).unwrap();
     let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut transport = Transport::new(device, ram.clone(), irqfd, ReadPage::unseen().unwrap()).unwrap();
     let is_over = AtomicBool::new(false);

@@ -139,7 +139,7 @@ impl World {
         }
         let Some((wire, payload)) = self.up.pop_front() else { return false };
         match self.mux.on_packet(&wire.bytes(), payload.len() as u64, self.now_ms) {
-            Action::Nothing => {}
+            Action::Nothing | Action::Unknown(_) => {}
             Action::Open { ports, credit } => {
                 let at = self.pairs.iter().position(|pair| pair.guest.ports == (ports.guest, ports.host));
                 let at = at.expect("the guest asked for it");
