@@ -45,8 +45,9 @@ pub use filters::{Thread, lock_in};
 pub enum JailError {
     /// The host does not give a part of it.
     #[error(
-        "entering the jail: this host gives no {part} ({source}); `midge doctor` says what to do about it, and \
-         `--allow-missing {part}` goes without"
+        "entering the jail: this host gives no {part} ({source}); let its users have namespaces (sysctl \
+         user.max_user_namespaces, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), \
+         or start it as root with CAP_SYS_ADMIN"
     )]
     Missing {
         /// What is missing.

@@ -50,7 +50,8 @@ The document, with its defaults (kernel or restore, mem_mib and cpus must be giv
    \"forkable\": false,               may be frozen and forked by orders on the control socket
    \"track_writes\": false,           the exit event tells which memory the guest has written to
    \"jail\": \"on\",                   \"off\": no jail at all, to measure what it costs
-   \"allow_missing\": []}             parts of the jail that this host need not give: see midge doctor
+   \"allow_missing\": []}             parts of the jail that this host need not give, as
+                                    refusals name them: \"pid-namespace\", \"empty-root\" ..
 
 With `--config -` the VM stops as soon as stdin reaches its end (the lifeline); where that is a
 SOCK_SEQPACKET socket, it takes orders there as well. SIGTERM, SIGINT and SIGHUP stop it too.

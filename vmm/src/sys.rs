@@ -171,7 +171,7 @@ pub enum Reaped {
 /// # Errors
 /// The kernel's; none is known to occur.
 pub fn reap_any() -> io::Result<Reaped> {
-    match waitpid(None, WaitOptions::NOHANG) {
+    match rustix::process::wait(WaitOptions::NOHANG) {
         Ok(None) => Ok(Reaped::None),
         Ok(Some((pid, status))) => {
             Ok(Reaped::Child { pid: pid.as_raw_nonzero().get().unsigned_abs(), status: status.as_raw() })

@@ -176,12 +176,11 @@ fn once(contender: &Contender, options: &BootOptions) -> Result<Run, BenchError>
 impl Run {
     /// What is known once an agent has answered, with its monitor still there. Ends the conversation.
     fn of(greeted: Greeted, pid: u32, options: &BootOptions) -> Self {
-        let processes = ps::processes(pid);
         Self {
             first_output_us: greeted.hello_us,
             first_reply_us: Some(greeted.reply_us),
-            exits: exits::of(processes.last().copied().unwrap_or(pid)),
-            own_memory_kib: processes.iter().map(|pid| memory::own_kib(*pid, options.mem_mib)).sum(),
+            exits: exits::of(pid),
+            own_memory_kib: ps::processes(pid).into_iter().map(|pid| memory::own_kib(pid, options.mem_mib)).sum(),
             guest_stages: greeted.stages,
             stages: Vec::new(),
         }

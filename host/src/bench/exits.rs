@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::ps;
+
 /// Counters by name.
 pub type Exits = BTreeMap<String, u64>;
 
@@ -15,9 +17,9 @@ const COUNTERS: [&str; 8] =
 /// Where debugfs is.
 const ROOT: &str = "/sys/kernel/debug/kvm";
 
-/// The counters of the VMs of process `pid`, so far.
+/// The counters of the VMs of the monitor that is known by `pid`, so far.
 pub(super) fn of(pid: u32) -> Exits {
-    below(Path::new(ROOT), pid)
+    below(Path::new(ROOT), ps::processes(pid).last().copied().unwrap_or(pid))
 }
 
 fn below(root: &Path, pid: u32) -> Exits {

@@ -193,13 +193,11 @@ impl Report {
     #[must_use]
     pub(super) fn jail(mut self, jail: Jail) -> Self {
         if jail == Jail::On {
-            return self.option("jail", "system-call filters and no_new_privs, as in every run");
+            return self.option("jail", "whole, as in every run");
         }
         self.title.push_str(", THE JAIL IS OFF for those called `no jail`");
-        self.option("jail", "OFF for those called `no jail`, on for the others").event(
-            "no jail",
-            "without the monitor's system-call filters, as no sandbox is but a bench's: to see what they cost",
-        )
+        self.option("jail", "OFF for those called `no jail`, on for the others")
+            .event("no jail", "left off, as for no sandbox but a bench's: to see what it costs")
     }
 
     /// Adds a series for each of KVM's counters, of all runs of `who`.

@@ -72,7 +72,7 @@ enum Choice {
 
 #[derive(Debug, Args)]
 pub(super) struct JailArgs {
-    /// With `off` Midge takes part twice, once without its monitor's system-call filters, to see what they cost. Nothing but
+    /// With `off` Midge takes part twice, once without its monitor's jail, to see what that costs. Nothing but
     /// these benches can turn them off
     #[arg(long, value_enum, default_value = "on")]
     jail: Choice,
