@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::Serialize;
 
@@ -109,10 +110,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at this machine.
+    /// Looks at this machine; `vmm` is the monitor's binary, which finds out what of its jail can be had here.
     #[must_use]
-    pub fn collect() -> Self {
-        Self::of(&probe(), Path::new("/"), Cache::open().ok().as_ref())
+    pub fn collect(vmm: Option<&Path>) -> Self {
+        let mut report = Self::of(&probe(), Path::new("/"), Cache::open().ok().as_ref());
+        report.findings.extend(vmm.map(|vmm| of_jail(&check_jail(vmm))));
+        report
     }
 
     fn of(kvm: &KvmState, root: &Path, cache: Option<&Cache>) -> Self {
@@ -222,6 +225,35 @@ fn of_part<E: fmt::Display, T: fmt::Display>(
         (Ok(None), Ok(())) => Finding::new(name, Standing::Later, "built when first needed").mend(command),
         (Ok(None), Err(error)) => Finding::new(name, Standing::Missing, error.to_string()),
     }
+}
+
+/// What the monitor prints about its jail: a line for each part that is missing, or why it could not look.
+fn check_jail(vmm: &Path) -> Result<String, String> {
+    let output = Command::new(vmm).arg("--check-jail").env_clear().output().map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// The monitor's jail. Landlock is one layer more where it is; without any other part no monitor starts.
+fn of_jail(checked: &Result<String, String>) -> Finding {
+    let name = "jail";
+    let text = match checked {
+        Err(why) => return Finding::new(name, Standing::Missing, why.clone()),
+        Ok(text) if text.is_empty() => return Finding::new(name, Standing::Ok, "complete"),
+        Ok(text) => text,
+    };
+    let missing: Vec<&str> = text.lines().filter(|line| !line.starts_with("landlock ")).collect();
+    if missing.is_empty() {
+        return Finding::new(
+            name,
+            Standing::Ok,
+            "complete, but for Landlock, which this kernel has not or not switched on",
+        );
+    }
+    Finding::new(name, Standing::Missing, format!("without {}", missing.join("; "))).mend(
+        "let users have namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
+         kernel.apparmor_restrict_unprivileged_userns=0), or run as root with CAP_SYS_ADMIN",
+    )
 }
 
 /// A jail for a user that is not root begins with a user namespace.
@@ -386,6 +418,18 @@ mod tests {
             assert!(finding.remedy.as_ref().unwrap().starts_with("midge "), "{finding:?}");
         }
         assert_eq!(of_parts(None)[0].standing, Standing::Missing);
+    }
+
+    #[test]
+    fn a_jail_is_complete_or_named_part_by_part() {
+        let of = |text: &str| of_jail(&Ok(text.to_owned()));
+        assert_eq!(of("").standing, Standing::Ok);
+        assert_eq!(of("landlock Function not implemented (os error 38)").standing, Standing::Ok);
+        let less = of("landlock x\nuser-namespace Operation not permitted\nempty-root y");
+        assert_eq!(less.standing, Standing::Missing);
+        assert!(less.found.contains("user-namespace") && less.found.contains("empty-root y"), "{less:?}");
+        assert!(less.remedy.unwrap().contains("user.max_user_namespaces"));
+        assert_eq!(of_jail(&check_jail(Path::new("/no/vmm"))).standing, Standing::Missing);
     }
 
     #[test]

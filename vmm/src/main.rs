@@ -12,8 +12,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use midge_vmm::boot::layout;
-use midge_vmm::config::VmmConfig;
-use midge_vmm::jail::{self, Thread};
+use midge_vmm::config::{JailPart, VmmConfig};
+use midge_vmm::jail::{self, JailError, Limits, Thread, Wanted};
 use midge_vmm::machine::kvm::Host;
 use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
@@ -29,6 +29,7 @@ midge-vmm: a minimal virtual machine monitor; runs one Linux guest on KVM
 
 usage: midge-vmm --config FILE|-     run the VM of a JSON document (-: the first line of stdin)
        midge-vmm --explain-boot      print the guest's memory map
+       midge-vmm --check-jail        enter the jail; print what this host does not give, one part and why a line
        midge-vmm --version | --help
 
 The document, with its defaults (kernel or restore, mem_mib and cpus must be given):
@@ -72,9 +73,10 @@ fn main() -> ExitCode {
             return print(concat!("midge-vmm ", env!("CARGO_PKG_VERSION"), "\n"));
         }
         (Some("--explain-boot"), None, None) => return print(&layout::explain()),
+        (Some("--check-jail"), None, None) => return check_jail(),
         (Some("--config"), Some(source), None) => source,
         _ => {
-            eprintln!("midge-vmm: expected --config FILE|-, --explain-boot, --version or --help");
+            eprintln!("midge-vmm: expected --config FILE|-, --explain-boot, --check-jail, --version or --help");
             return ExitCode::from(Reason::Config.exit_code());
         }
     };
@@ -89,6 +91,20 @@ fn main() -> ExitCode {
     // Giving the VM back takes KVM up to 20 ms; by now nobody waits for that.
     drop(leftovers);
     ExitCode::from(ending.reason.exit_code())
+}
+
+/// Enters the jail without a VM, with every part allowed to be missing, and says which are.
+fn check_jail() -> ExitCode {
+    let limits = Limits { descriptors: 64, file_bytes: 0 };
+    let wanted = Wanted { allow_missing: &JailPart::ALL, limits, uds: None };
+    let prepared = prepare_process().map_err(|source| JailError::Host { step: "setting up the process", source });
+    match prepared.and_then(|()| jail::enter(&wanted, &mut Trace::start())) {
+        Ok(entered) => print(&entered.missing.iter().map(|(part, why)| format!("{part} {why}\n")).collect::<String>()),
+        Err(error) => {
+            eprintln!("midge-vmm: {}", chain(&error));
+            ExitCode::from(Reason::HostError.exit_code())
+        }
+    }
 }
 
 /// Starts this program once more, with an empty environment: a monitor has no use for one, and what was in it could be

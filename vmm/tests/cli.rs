@@ -68,6 +68,18 @@ fn help_version_and_the_memory_map_go_to_stdout() {
 }
 
 #[test]
+fn what_is_missing_of_the_jail_is_told_a_line_each_by_the_names_of_the_configuration() {
+    let output = monitor(&["--check-jail"], b"");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let (part, why) = line.split_once(' ').unwrap();
+        let refused = with("allow_missing", json!([part, "no-such-part"]));
+        let text = String::from_utf8(monitor(&["--config", "-"], refused.to_string().as_bytes()).stderr).unwrap();
+        assert!(text.contains("no-such-part") && !why.is_empty(), "{part} is a name that is known: {text}");
+    }
+}
+
+#[test]
 fn wrong_arguments_are_refused_in_one_line() {
     for args in [&[][..], &["--config"], &["--konfig", "-"], &["--config", "-", "x"], &["--help", "x"]] {
         let output = monitor(args, b"");

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 
 use clap::Args;
 use midge::doctor::Report;
+use midge::sandbox::binaries;
 
 use super::fail;
 
@@ -22,7 +23,7 @@ pub(crate) struct DoctorArgs {
 
 /// Prints the report and gives the exit code.
 pub(crate) fn main(args: DoctorArgs) -> u8 {
-    let report = Report::collect();
+    let report = Report::collect(binaries::vmm().ok().as_deref());
     let text = if args.json { serde_json::to_string(&report).map(|line| line + "\n") } else { Ok(report.to_string()) };
     let written = text.map_err(io::Error::from).and_then(|text| io::stdout().write_all(text.as_bytes()));
     if let Err(error) = written {

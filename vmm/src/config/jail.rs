@@ -40,6 +40,22 @@ pub enum JailPart {
     Landlock,
 }
 
+impl JailPart {
+    /// Every part.
+    pub const ALL: [Self; 10] = [
+        Self::UserNamespace,
+        Self::MountNamespace,
+        Self::NetNamespace,
+        Self::IpcNamespace,
+        Self::UtsNamespace,
+        Self::PidNamespace,
+        Self::EmptyRoot,
+        Self::OwnIds,
+        Self::NoCapabilities,
+        Self::Landlock,
+    ];
+}
+
 impl std::fmt::Display for JailPart {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
