@@ -47,7 +47,7 @@ pub enum JailError {
     #[error(
         "entering the jail: this host gives no {part} ({source}); let its users have namespaces (sysctl \
          user.max_user_namespaces, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), \
-         or start it as root with CAP_SYS_ADMIN"
+         or start it as root with CAP_SYS_ADMIN; `--allow-missing {part}` goes without"
     )]
     Missing {
         /// What is missing.

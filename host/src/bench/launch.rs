@@ -137,6 +137,7 @@ fn midge(
         vsock: Some(Vsock { guest_cid: 3, uds: uds.clone() }),
         console: Console::Off,
         jail,
+        allow_missing: Vec::new(),
     };
     let line = config.to_line().map_err(|error| prepare(who)(error.into()))?;
     let mut command = Command::new(program);

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use midge::cache::mebibytes;
 use midge::error::Error;
 use midge::progress::Bar;
-use midge::sandbox::Sandbox;
+use midge::sandbox::{Sandbox, Where};
 use midge::template::{Plan, Record, Template};
 use midge::workspace::review::notes;
 use midge::workspace::{Notes, PackLimits, printable};
@@ -93,6 +93,11 @@ struct CreateArgs {
     #[arg(long, requires = "workspace")]
     skip_unreadable: bool,
 
+    /// Make it although this machine does not give a part of the monitor's jail, such as pid-namespace: `midge doctor` names
+    /// what is missing. Can be given more than once
+    #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
+    allow_missing: Vec<String>,
+
     /// A shell command that is run in it once, as root, in /workspace if it has one; it must succeed
     #[arg(long, value_name = "CMD")]
     setup: Option<String>,
@@ -131,7 +136,7 @@ fn create(args: CreateArgs) -> u8 {
             let _ = io::stderr().write_all(bytes);
         });
         let mut builder = Sandbox::builder().mem_mib(args.mem).cpus(args.cpus).disk_mib(args.disk);
-        builder = builder.watch(Arc::new(Bar::new()));
+        builder = builder.watch(Arc::new(Bar::new())).place(Where::Auto.allowing(args.allow_missing));
         if let Some(image) = &args.image {
             builder = builder.image(image);
         }

@@ -63,7 +63,7 @@ impl Guest {
     pub(crate) async fn start(limits: Limits) -> (Self, tokio::task::JoinHandle<Result<(Link, Hello), Error>>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
-        let place = Place::Native { vmm: "/nonexistent".into() };
+        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() };
         let listener = place.listen("fake", &socket, READY_PORT).await.unwrap();
         let monitor = UnixListener::bind(&socket).unwrap();
         let (end, ended) = end();
@@ -80,7 +80,7 @@ impl Guest {
     ) -> (Self, tokio::task::JoinHandle<Result<Link, Error>>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
-        let place = Place::Native { vmm: "/nonexistent".into() };
+        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() };
         let listener = match has_listener {
             true => Some(place.listen("fake", &socket, READY_PORT).await.unwrap()),
             false => None,

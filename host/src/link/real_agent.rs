@@ -58,7 +58,7 @@ impl Agent {
 }
 
 fn place() -> Place {
-    Place::Native { vmm: "/nonexistent".into() }
+    Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() }
 }
 
 fn identity() -> Identity {

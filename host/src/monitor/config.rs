@@ -45,6 +45,9 @@ pub struct VmmConfig {
     /// Whether the monitor's threads are locked in.
     #[serde(default, skip_serializing_if = "Jail::is_on")]
     pub jail: Jail,
+    /// Parts of the jail that the machine need not give; a matter of the machine, and not kept with a template.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_missing: Vec<String>,
 }
 
 /// The monitor's jail.
@@ -138,6 +141,12 @@ pub enum Console {
 }
 
 impl VmmConfig {
+    /// The same, with what the machine need not give.
+    #[must_use]
+    pub fn allowing(&self, parts: &[String]) -> Self {
+        Self { allow_missing: parts.to_vec(), ..self.clone() }
+    }
+
     /// The document as the monitor reads it: one line, closed by a line feed.
     ///
     /// # Errors
@@ -174,10 +183,13 @@ mod tests {
             forkable: false,
             track_writes: false,
             jail: Jail::On,
+            allow_missing: Vec::new(),
         };
         let expected = r#"{"kernel":"/k","initramfs":"/i","cmdline":"a=b","mem_mib":256,"cpus":1,"huge_pages":true,"disks":[{"path":"/r","mode":"read_only"},{"path":"/s","mode":{"overlay_memory":{"cap_mib":7}}},{"path":"/t","mode":{"overlay_file":{"path":"/o","cap_mib":9}}}],"vsock":{"guest_cid":3,"uds":"/v"},"console":"off","forkable":false}"#;
         assert_eq!(config.to_line().unwrap(), format!("{expected}\n"));
-        let off = VmmConfig { jail: Jail::Off, ..config }.to_line().unwrap();
+        let off = VmmConfig { jail: Jail::Off, ..config.clone() }.to_line().unwrap();
+        let lenient = config.allowing(&["own-ids".to_owned()]).to_line().unwrap();
+        assert!(lenient.ends_with("\"forkable\":false,\"allow_missing\":[\"own-ids\"]}\n"), "{lenient}");
         assert_eq!(off, expected.replace("\"forkable\":false}", "\"forkable\":false,\"jail\":\"off\"}\n"));
     }
 
@@ -198,6 +210,7 @@ mod tests {
             forkable: false,
             track_writes: false,
             jail: Jail::On,
+            allow_missing: Vec::new(),
         };
         assert_eq!(config.to_line().unwrap().matches('\n').count(), 1);
     }

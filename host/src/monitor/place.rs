@@ -20,6 +20,8 @@ pub enum Place {
     Native {
         /// The `midge-vmm` binary.
         vmm: PathBuf,
+        /// Parts of its jail that the machine need not give, by the monitor's names.
+        allow_missing: Vec<String>,
     },
     /// In an emulated host, which may be shared.
     Emulated(Arc<EmulatedHost>),
@@ -102,8 +104,9 @@ impl Place {
     ) -> Result<Monitor, MonitorError> {
         recorder.note("spawn");
         let (life, Heard { ended, reaped }) = match self {
-            Self::Native { vmm } => {
-                let line = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
+            Self::Native { vmm, allow_missing } => {
+                let line = line(&config.allowing(allow_missing))
+                    .map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
                 let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line)?;
                 let heard = listen(events, stderr, gone(status), recorder, Clock::Ours, console);
                 (Life::Native(process), heard)

@@ -119,8 +119,9 @@ impl Place {
     /// As for [`Place::spawn`].
     pub async fn hold(&self, id: &str, config: &VmmConfig, recorder: &Recorder) -> Result<Resident, MonitorError> {
         match self {
-            Self::Native { vmm } => {
-                let text = line(config).map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
+            Self::Native { vmm, allow_missing } => {
+                let text = line(&config.allowing(allow_missing))
+                    .map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
                 let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text)?;
                 let Heard { ended, .. } = listen(events, stderr, gone(status), recorder, Clock::Ours, None);
                 let life = ResidentLife::Child(process);

@@ -24,6 +24,8 @@ pub enum Where {
     Native,
     /// In this emulated host.
     Emulated(Arc<EmulatedHost>),
+    /// There, without these parts of the monitor's jail where the machine does not give them: see [`Where::allowing`].
+    Lenient(Box<Where>, Vec<String>),
 }
 
 /// Least memory of an emulated host that is started for a sandbox, in MiB; what is not touched costs nothing.
@@ -43,10 +45,11 @@ impl Where {
         host_mib: u64,
         watch: &Arc<dyn Watch>,
     ) -> Result<Place, Error> {
-        match self {
+        let (place, allow_missing) = self.peeled();
+        match place {
             Self::Emulated(host) => return Ok(Place::Emulated(host)),
-            Self::Native => return native(),
-            Self::Auto => {}
+            Self::Native => return native(allow_missing),
+            Self::Auto | Self::Lenient(..) => {}
         }
         if let Some(file) = share::named() {
             return Ok(Place::Emulated(Arc::new(
@@ -55,7 +58,7 @@ impl Where {
         }
         let state = probe();
         if suits(&state, own_kernel) {
-            return native();
+            return native(allow_missing);
         }
         watch.end(&format!("{state}; running in an emulated host instead, where timings mean nothing"));
         let mem_mib = emulated_mib(settings, host_mib);
@@ -70,16 +73,40 @@ impl Where {
 }
 
 impl Where {
+    /// The same, where a part of the monitor's jail may be missing that the machine does not give: `user-namespace`,
+    /// `mount-namespace`, `net-namespace`, `ipc-namespace`, `uts-namespace`, `pid-namespace`, `empty-root`, `own-ids`,
+    /// `no-capabilities`. What it does give is used all the same. The monitor refuses other names.
+    #[must_use]
+    pub fn allowing(self, parts: impl Into<Vec<String>>) -> Self {
+        let (place, mut all) = self.peeled();
+        all.extend(parts.into());
+        if all.is_empty() { place } else { Self::Lenient(Box::new(place), all) }
+    }
+
+    /// The place itself, and what may be missing there.
+    fn peeled(self) -> (Self, Vec<String>) {
+        match self {
+            Self::Lenient(place, parts) => {
+                let (place, mut all) = place.peeled();
+                all.extend(parts);
+                (place, all)
+            }
+            place => (place, Vec::new()),
+        }
+    }
+
     /// The place for a template, which runs where it was made: a CPU of the same kind.
     pub(crate) async fn find_for_template(self, is_native: bool, config: &VmmConfig) -> Result<Place, Error> {
-        let place = if matches!(self, Self::Auto) && is_native { Self::Native } else { self };
+        let (place, allow_missing) = self.peeled();
+        let place = if matches!(place, Self::Auto) && is_native { Self::Native } else { place };
+        let place = place.allowing(allow_missing);
         let settings = Settings { mem_mib: config.mem_mib, cpus: config.cpus, ..Settings::default() };
         place.find(false, &settings, super::settings::host_memory_mib(), &(Arc::new(Silent) as Arc<dyn Watch>)).await
     }
 }
 
-fn native() -> Result<Place, Error> {
-    Ok(Place::Native { vmm: binaries::vmm()? })
+fn native(allow_missing: Vec<String>) -> Result<Place, Error> {
+    Ok(Place::Native { vmm: binaries::vmm()?, allow_missing })
 }
 
 /// Whether the machine's own KVM is to be used.
@@ -112,6 +139,14 @@ fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Er
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_missing_adds_up_and_changes_no_place() {
+        let lenient = Where::Native.allowing(["a".to_owned()]).allowing(["b".to_owned()]);
+        let (place, parts) = lenient.peeled();
+        assert!(matches!(place, Where::Native) && parts == ["a", "b"]);
+        assert!(matches!(Where::Auto.allowing([]), Where::Auto));
+    }
 
     #[test]
     fn kvm_is_used_where_it_runs_the_kernel() {

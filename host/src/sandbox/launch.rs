@@ -133,6 +133,7 @@ fn compose(parts: &Parts, settings: &Settings, overlay: DiskMode, socket: &Path,
         forkable: false,
         track_writes: false,
         jail: Jail::On,
+        allow_missing: Vec::new(),
     }
 }
 

@@ -85,6 +85,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout, allow_hyphen_values = true)]
     pub(super) timeout: Option<Duration>,
 
+    /// Run although this machine does not give a part of the monitor's jail, such as pid-namespace: `midge doctor` names what
+    /// is missing. Can be given more than once
+    #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
+    pub(super) allow_missing: Vec<String>,
+
     /// Give the command a terminal
     #[arg(long, short = 't')]
     pub(super) tty: bool,

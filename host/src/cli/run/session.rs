@@ -48,7 +48,7 @@ impl Session<'_> {
             Some(name) => {
                 let template = Template::open(name)?;
                 self.args.check_workspace(template.record().workspace.is_some())?;
-                template.start(Where::Auto, false).await?
+                template.start(self.place(), false).await?
             }
             None => {
                 self.args.check_workspace(false)?;
@@ -79,10 +79,15 @@ impl Session<'_> {
         after.map(|()| code)
     }
 
+    fn place(&self) -> Where {
+        Where::Auto.allowing(self.args.allow_missing.clone())
+    }
+
     fn builder(&self, console: Option<mpsc::Sender<String>>) -> midge::sandbox::Builder {
         let args = &self.args;
         let watch: Arc<dyn Watch> = if args.json { Arc::new(Silent) } else { Arc::new(Bar::new()) };
         let mut builder = Sandbox::builder().mem_mib(args.mem).cpus(args.cpus).disk_mib(args.disk).watch(watch);
+        builder = builder.place(self.place());
         if let Some(image) = &args.image {
             builder = builder.image(image);
         }

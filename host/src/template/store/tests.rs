@@ -41,6 +41,7 @@ impl Rig {
             forkable: true,
             track_writes: false,
             jail: Jail::On,
+            allow_missing: Vec::new(),
         };
         Record {
             version: VERSION,
