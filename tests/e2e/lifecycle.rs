@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::context::{Context, wait};
 use crate::harness::skip;
+use crate::templates::rounds;
 
 crate::tests!("lifecycle":
     Guest interrupt_at_any_stage,
@@ -140,8 +141,7 @@ fn stdout_closed_by_its_reader(context: &Context) {
 
 /// Processes, mounts, sockets and files before and after; a thousand runs where runs are quick.
 fn runs_in_a_row_leave_nothing(context: &Context) {
-    let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok());
-    let runs: usize = asked.unwrap_or(context.scaled(100, 8));
+    let runs = rounds(context.scaled(100, 8), context.scaled(100, 8));
     context.midge(["run", "--", "true"]).run().code(0);
     let before = Traces::now(context.temporary.path());
     for _ in 0..runs {

@@ -37,6 +37,23 @@ use std::time::Instant;
 use context::Context;
 use harness::{Needs, Report, Test, run_lane};
 use place::Place;
+use tokio::signal::unix::SignalKind;
+
+/// Undoes for what is started here that this process may ignore stop signals: a shell has what it runs in the background
+/// ignore them, an exec keeps that, and an interrupt of `midge` before it has a handler of its own would be lost. A signal with
+/// a handler, which does nothing here, has its default effect again after an exec.
+fn take_signals_back() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap_or(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let _inside = runtime.enter();
+    for kind in [SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup(), SignalKind::terminate()] {
+        if ignored >> (kind.as_raw_value() - 1) & 1 == 1 {
+            drop(tokio::signal::unix::signal(kind).expect("a handler"));
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -47,6 +64,7 @@ fn main() -> ExitCode {
         library::body(name);
         return ExitCode::SUCCESS;
     }
+    take_signals_back();
     // The report has the text; what it lacks is the line.
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map_or_else(String::new, ToString::to_string);
