@@ -27,6 +27,7 @@ crate::tests!("input":
     Binary help_at_every_level,
     Binary doctor_without_a_kvm_device,
     Binary doctor_without_permission,
+    NativeGuest part_of_the_jail_that_is_none,
 );
 
 /// `midge run FLAGS -- true` must be refused quickly and say `parts`.
@@ -49,6 +50,13 @@ fn file(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("our paths are text")
+}
+
+fn part_of_the_jail_that_is_none(context: &Context) {
+    refused(context, &["--allow-missing", "walls"], &["walls", "pid-namespace", "empty-root"]);
+    // What may be missing and is there changes nothing.
+    context.midge(["run", "--allow-missing", "pid-namespace,own-ids", "--", "true"]).run().code(0);
+    context.assert_nothing_left();
 }
 
 fn kernel_that_is_missing(context: &Context) {
