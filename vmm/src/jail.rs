@@ -4,9 +4,9 @@
 //! Everything with a path has been opened ([`crate::vm::opened`]). Then [`enter`], in this order:
 //!
 //! 1. A new process in namespaces of its own: users (unless root made it), mounts, network, IPC, host name, processes.
-//!    It is the *first* of its process namespace ([`first`]); the process that was started stays outside as its
-//!    *keeper* ([`keeper`]).
-//! 2. [`enclosure`]: an empty read-only root without `/proc` or devices, resource limits, an id that is nobody else's
+//!    It is the *first* of its process namespace (`first.rs`); the process that was started stays outside as its
+//!    *keeper* (`keeper.rs`).
+//! 2. `enclosure.rs`: an empty read-only root without `/proc` or devices, resource limits, an id that is nobody else's
 //!    (or a mapped one), no capability, no way to gain any, no dumps, a Landlock domain that forbids what is left.
 //! 3. The monitor itself, a child of the first. Forks of it are born here and need nothing but a Landlock domain of
 //!    their own ([`enter_as_fork`]), which keeps siblings from signalling each other.
