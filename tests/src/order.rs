@@ -26,6 +26,7 @@ pub const CRATES: [CrateOrder; 4] = [
         name: "midge_vmm",
         may_import: &[],
         modules: &[
+            "dice",
             "sys",
             "config",
             "trace",

@@ -90,6 +90,28 @@ pub struct Entered {
     pub missing: Vec<(JailPart, io::Error)>,
 }
 
+/// What cannot be had here, where it may be missing.
+struct Parts<'a> {
+    allow_missing: &'a [JailPart],
+    missing: Vec<(JailPart, io::Error)>,
+}
+
+impl Parts<'_> {
+    /// Notes that a part is missing, unless it is `done`.
+    fn has(&mut self, part: JailPart, done: io::Result<()>) -> Result<(), JailError> {
+        let Err(source) = done else { return Ok(()) };
+        if !self.allow_missing.contains(&part) {
+            return Err(JailError::Missing { part, source });
+        }
+        self.missing.push((part, source));
+        Ok(())
+    }
+
+    fn is_missing(&self, part: JailPart) -> bool {
+        self.missing.iter().any(|(missing, _)| *missing == part)
+    }
+}
+
 /// Goes inside: returns there, in a process of its own. The calling process becomes its keeper and
 /// never returns; it ends as the monitor ends. It must have one thread.
 ///
@@ -99,7 +121,8 @@ pub fn enter(wanted: &Wanted<'_>, trace: &mut Trace) -> Result<Entered, JailErro
     let (ours, doorman) = doorman::line().map_err(host("making a socket"))?;
     let (family, inside) = doorman::line().map_err(host("making a socket"))?;
     let outside = Outside::look();
-    let (made, mut missing) = namespaces::make(wanted.allow_missing)?;
+    let mut parts = Parts { allow_missing: wanted.allow_missing, missing: Vec::new() };
+    let made = namespaces::make(&mut parts)?;
     match made.first {
         Some(first) => {
             drop((ours, inside));
@@ -108,13 +131,13 @@ pub fn enter(wanted: &Wanted<'_>, trace: &mut Trace) -> Result<Entered, JailErro
         None => drop((family, doorman)),
     }
     trace.mark(Stage::Namespaces);
-    enclosure::enclose((outside, made.in_user_namespace), wanted, &mut missing, trace)?;
+    enclosure::enclose((outside, made.in_user_namespace), &wanted.limits, &mut parts, trace)?;
     match first::split().map_err(host("making the monitor's process"))? {
         Some(monitor) => first::watch(monitor, inside),
         None => drop(inside),
     }
     trace.mark(Stage::Enclosed);
-    Ok(Entered { doorman: ours, missing })
+    Ok(Entered { doorman: ours, missing: parts.missing })
 }
 
 /// In a fork of an enclosed monitor: a Landlock domain of its own, where the host has such. The

@@ -14,6 +14,9 @@
 //! The crate knows nothing of agents, models or policy: it moves bytes between a guest and
 //! Unix sockets.
 
+#[cfg(test)]
+mod dice;
+
 pub mod sys;
 
 pub mod config;

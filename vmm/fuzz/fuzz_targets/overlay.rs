@@ -12,6 +12,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use libfuzzer_sys::fuzz_target;
+use midge_vmm::disk::fake::FakeBase;
 use midge_vmm::disk::overlay::Overlay;
 use midge_vmm::disk::overlay_file::Backing;
 use midge_vmm::disk::{Disk, DiskError};
@@ -67,42 +68,19 @@ impl Backing for Memory {
     }
 }
 
-/// No page of it is like another, none is zero.
-struct Base(usize);
-
 fn base_byte(at: usize) -> u8 {
     (at / 512 * 7 + at) as u8 | 1
 }
 
-impl Disk for Base {
-    fn len_bytes(&self) -> u64 {
-        self.0 as u64
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        let mut at = usize::try_from(offset).expect("small");
-        for slice in into {
-            assert!(at + slice.len() <= self.0, "read behind the end of the base");
-            slice.copy_from(&(at..at + slice.len()).map(base_byte).collect::<Vec<_>>()[..]);
-            at += slice.len();
-        }
-        Ok(())
-    }
-    fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
+/// No page of it is like another, none is zero.
+fn base(len: usize) -> Box<dyn Disk> {
+    let fill = |at: u64, into: &mut [u8]| {
+        let at = usize::try_from(at).expect("small");
+        into.iter_mut().zip(at..).for_each(|(byte, at)| *byte = base_byte(at));
+    };
+    Box::new(FakeBase { len_bytes: len as u64, fill })
 }
+
 
 #[derive(Clone, Copy, PartialEq)]
 enum Page {
@@ -255,7 +233,7 @@ fuzz_target!(|data: &[u8]| {
     let len = 512 * (1 + usize::from(*sectors) % 80);
     let cap_pages = usize::from(*cap) % 16;
     let file = Memory::default();
-    let open = || Overlay::in_backing(Box::new(Base(len)), file.clone(), (cap_pages * PAGE) as u64);
+    let open = || Overlay::in_backing(base(len), file.clone(), (cap_pages * PAGE) as u64);
     drop(open().expect("a new file"));
     let (records, _) = data.as_chunks::<6>();
     let (changes, requests) = records.split_at(usize::from(*changes).min(records.len()));
@@ -271,7 +249,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = Model::of(&found, len, cap_pages);
     let Ok(mut overlay) = open() else {
         let fresh = Memory::default();
-        drop(Overlay::in_backing(Box::new(Base(len)), fresh.clone(), 0).expect("a new file"));
+        drop(Overlay::in_backing(base(len), fresh.clone(), 0).expect("a new file"));
         assert!(whole.is_none() || found[..40] != fresh.lock()[..40], "a sound file was refused");
         return;
     };

@@ -22,8 +22,10 @@ pub mod overlay_memory;
 
 pub mod overlay_file;
 
+#[cfg(any(test, fuzzing))]
+pub mod fake;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 
 pub use base::Base;
 pub use page_map::PageMap;

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use vm_memory::VolatileSlice;
 
+use super::fake::FakeBase;
 use super::{Disk, DiskError};
 
 const PAGE: usize = 4096;
@@ -42,36 +43,14 @@ pub(super) fn base_content(len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from((i / 512 * 7 + i) % 255).unwrap() | 1).collect()
 }
 
-/// A read-only base in memory.
-pub(super) struct FakeBase(pub(super) Vec<u8>);
-
-impl Disk for FakeBase {
-    fn len_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        let mut at = usize::try_from(offset).unwrap();
-        for slice in into {
-            slice.copy_from(&self.0[at..at + slice.len()]);
-            at += slice.len();
-        }
-        Ok(())
-    }
-    fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
+/// A base of these bytes.
+pub(crate) fn base_of(bytes: Vec<u8>) -> impl Disk {
+    let len_bytes = bytes.len() as u64;
+    let fill = move |at: u64, into: &mut [u8]| {
+        let at = usize::try_from(at).unwrap();
+        into.copy_from_slice(&bytes[at..at + into.len()]);
+    };
+    FakeBase { len_bytes, fill }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

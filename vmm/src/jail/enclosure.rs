@@ -16,7 +16,7 @@ use rustix::thread::{
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::{JailError, Wanted, host, landlock};
+use super::{JailError, Parts, host, landlock};
 use crate::config::JailPart;
 use crate::trace::{Stage, Trace};
 
@@ -57,36 +57,14 @@ impl Outside {
     }
 }
 
-/// Notes a part that is missing where it may be.
-struct Parts<'a> {
-    allow_missing: &'a [JailPart],
-    missing: &'a mut Vec<(JailPart, io::Error)>,
-}
-
-impl Parts<'_> {
-    fn has(&mut self, part: JailPart, done: io::Result<()>) -> Result<(), JailError> {
-        let Err(source) = done else { return Ok(()) };
-        if !self.allow_missing.contains(&part) {
-            return Err(JailError::Missing { part, source });
-        }
-        self.missing.push((part, source));
-        Ok(())
-    }
-
-    fn is_missing(&self, part: JailPart) -> bool {
-        self.missing.iter().any(|(missing, _)| *missing == part)
-    }
-}
-
 /// Takes everything away that can be taken. The order matters: ids are mapped while there is a
 /// `/proc`, and nothing can be mounted without capabilities.
 pub(super) fn enclose(
     (outside, in_user_namespace): (Outside, bool),
-    wanted: &Wanted<'_>,
-    missing: &mut Vec<(JailPart, io::Error)>,
+    limits: &Limits,
+    parts: &mut Parts<'_>,
     trace: &mut Trace,
 ) -> Result<(), JailError> {
-    let mut parts = Parts { allow_missing: wanted.allow_missing, missing };
     if in_user_namespace {
         let mapped = map_ids(outside);
         parts.has(JailPart::UserNamespace, mapped)?;
@@ -101,7 +79,7 @@ pub(super) fn enclose(
     if !parts.is_missing(JailPart::UtsNamespace) {
         parts.has(JailPart::UtsNamespace, rustix::system::sethostname(b"midge").map_err(io::Error::from))?;
     }
-    set_limits(&wanted.limits).map_err(host("setting resource limits"))?;
+    set_limits(limits).map_err(host("setting resource limits"))?;
     // Needs a capability itself, and so comes before all are gone.
     parts.has(JailPart::NoCapabilities, forbid_capabilities())?;
     if geteuid().is_root() {

@@ -59,7 +59,7 @@ fn try_keep(family: &OwnedFd, doorman: OwnedFd, uds: Option<&Path>) -> io::Resul
 /// Tells the first which signal came.
 fn pass_on(signals: &OwnedFd, family: &OwnedFd) {
     let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-    if let Ok(_) = rustix::io::read(signals, &mut info)
+    if rustix::io::read(signals, &mut info).is_ok()
         // The signal's number, a u32, comes first; signals have small numbers.
         && let Some(number) = info.first()
     {

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{JailError, host};
+use super::{JailError, Parts, host};
 use crate::config::JailPart;
 use crate::sys;
 
@@ -29,44 +29,32 @@ pub(super) struct Made {
 ///
 /// # Errors
 /// [`JailError::Missing`] names the first that cannot be had and may not be missing.
-pub(super) fn make(allow_missing: &[JailPart]) -> Result<(Made, Vec<(JailPart, io::Error)>), JailError> {
+pub(super) fn make(parts: &mut Parts<'_>) -> Result<Made, JailError> {
     let all = NAMESPACES.iter().fold(0, |flags, (_, flag)| flags | flag);
     let is_root = rustix::process::geteuid().is_root();
-    let attempts = [(is_root, all), (true, all | libc::CLONE_NEWUSER)];
-    for (_, flags) in attempts.into_iter().filter(|(is_worth_trying, _)| *is_worth_trying) {
-        if let Ok(first) = sys::clone(flags) {
-            let in_user_namespace = flags & libc::CLONE_NEWUSER != 0;
-            return Ok((Made { first, in_user_namespace }, Vec::new()));
-        }
+    if is_root && let Ok(made) = clone(all) {
+        return Ok(made);
     }
-    make_with_less(is_root, allow_missing)
+    clone(all | libc::CLONE_NEWUSER).or_else(|_| make_with_less(is_root, parts))
+}
+
+fn clone(flags: i32) -> io::Result<Made> {
+    Ok(Made { first: sys::clone(flags)?, in_user_namespace: flags & libc::CLONE_NEWUSER != 0 })
 }
 
 /// Finds out one by one what can be had.
-fn make_with_less(is_root: bool, allow_missing: &[JailPart]) -> Result<(Made, Vec<(JailPart, io::Error)>), JailError> {
-    let mut missing = Vec::new();
-    let mut note = |part, source| {
-        if allow_missing.contains(&part) {
-            missing.push((part, source));
-            return Ok(());
-        }
-        Err(JailError::Missing { part, source })
-    };
+fn make_with_less(is_root: bool, parts: &mut Parts<'_>) -> Result<Made, JailError> {
     let mut flags = 0;
+    let mut add = |part, flag| {
+        let tried = try_out(flags | flag);
+        flags |= if tried.is_ok() { flag } else { 0 };
+        parts.has(part, tried)
+    };
     if !is_root || try_out(libc::CLONE_NEWNS).is_err() {
-        match try_out(libc::CLONE_NEWUSER) {
-            Ok(()) => flags = libc::CLONE_NEWUSER,
-            Err(error) => note(JailPart::UserNamespace, error)?,
-        }
+        add(JailPart::UserNamespace, libc::CLONE_NEWUSER)?;
     }
-    for (part, flag) in NAMESPACES {
-        match try_out(flags | flag) {
-            Ok(()) => flags |= flag,
-            Err(error) => note(part, error)?,
-        }
-    }
-    let first = sys::clone(flags).map_err(host("making a process"))?;
-    Ok((Made { first, in_user_namespace: flags & libc::CLONE_NEWUSER != 0 }, missing))
+    NAMESPACES.into_iter().try_for_each(|(part, flag)| add(part, flag))?;
+    clone(flags).map_err(host("making a process"))
 }
 
 /// Makes a process with these flags that ends at once.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::dice::Dice;
 use crate::monitor::{Monitor, kvm_or_skip};
 use crate::script::{FAR, Script};
 
@@ -28,26 +29,7 @@ const VSOCK: u64 = 0xd000_2000;
 /// What is wrong with a guest is done above: buffers that begin there reach nothing below.
 const PLAY: u64 = 0x200_0000;
 
-/// Numbers that look random, the same for the same seed (splitmix64).
-struct Dice(u64);
-
 impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
-        list[usize::try_from(self.roll() % list.len() as u64).unwrap()]
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.roll().is_multiple_of(count)
-    }
-
     fn word(&mut self) -> u32 {
         u32::try_from(self.roll() >> 32).unwrap()
     }

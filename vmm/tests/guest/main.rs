@@ -7,6 +7,8 @@
 
 mod code;
 mod counting;
+#[path = "../../src/dice.rs"]
+mod dice;
 mod freeze;
 mod held;
 mod hostile;

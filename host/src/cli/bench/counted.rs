@@ -73,7 +73,7 @@ enum Choice {
 #[derive(Debug, Args)]
 pub(super) struct JailArgs {
     /// With `off` Midge takes part twice, once without its monitor's jail, to see what that costs. Nothing but
-    /// these benches can turn them off
+    /// these benches can turn it off
     #[arg(long, value_enum, default_value = "on")]
     jail: Choice,
 }

@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::super::fixture::{Fixture, Item, Tree, file, read, tree, upper, write as write_tree};
+use super::tests::{base, edited};
 use super::*;
 
 type Inode = u64;
@@ -191,39 +192,29 @@ fn cut(start: &Snapshot, top: Inode, effects: &[Effect], dice: &mut Dice) -> Tre
 }
 
 fn before() -> Tree {
-    tree(&[
-        ("a/deep/f", file("one")),
-        ("a/g", file("two")),
-        ("link", Item::Link("a/g".into())),
-        ("run", Item::File(0o755, b"#!".to_vec())),
-        ("keep", file("keep")),
-        ("was/a/dir", file("in it")),
+    let mut before = base();
+    before.extend(tree(&[
         ("was/moved", file("moved out of what is no directory any more")),
         ("old/name", file("moved to another directory")),
         ("a/z", file("moved in its directory")),
         ("same", file("untouched")),
-    ])
+    ]));
+    before
 }
 
-/// An edit of every kind, and data that moves.
+/// An edit of every kind, deeper and longer than elsewhere, and data that moves.
 fn after() -> Tree {
-    let mut after = before();
+    let mut after = edited();
     after.insert("a/g".into(), file("changed, and longer than it was"));
-    after.insert("a/deep/f".into(), Item::Link("../g".into()));
     after.insert("n".into(), Item::Dir(0o755));
     after.insert("n/m".into(), Item::Dir(0o700));
+    after.remove("n/x");
     after.insert("n/m/x".into(), Item::File(0o755, b"new".to_vec()));
-    after.insert("run".into(), Item::File(0o644, b"#!".to_vec()));
-    after.remove("link");
-    after.insert("keep".into(), Item::Dir(0o755));
-    after.insert("keep/in".into(), file("in"));
-    after.retain(|path, _| !path.starts_with("was") && !path.starts_with("old"));
-    after.insert("was".into(), file("now a file"));
     after.insert("x".into(), file("moved out of what is no directory any more"));
     after.insert("new".into(), Item::Dir(0o755));
     after.insert("new/name".into(), file("moved to another directory"));
-    after.remove("a/z");
     after.insert("a/b".into(), file("moved in its directory"));
+    after.insert("same".into(), file("untouched"));
     after
 }
 

@@ -28,7 +28,7 @@ fn conflicts(report: &ApplyReport) -> Vec<(String, Conflict)> {
     report.conflicts.iter().map(|(path, conflict)| (path.to_string(), *conflict)).collect()
 }
 
-fn base() -> Tree {
+pub(super) fn base() -> Tree {
     tree(&[
         ("a/deep/f", file("one")),
         ("a/g", file("two")),
@@ -40,7 +40,7 @@ fn base() -> Tree {
 }
 
 /// An edit of every kind.
-fn edited() -> Tree {
+pub(super) fn edited() -> Tree {
     let mut after = base();
     after.insert("a/g".into(), file("changed"));
     after.insert("a/deep/f".into(), Item::Link("../g".into()));

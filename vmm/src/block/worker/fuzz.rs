@@ -7,6 +7,7 @@ use std::cell::OnceCell;
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::disk::fake::FakeBase;
 use crate::disk::overlay::Overlay;
 use crate::machine::pages::ReadPage;
 use crate::memory::GuestRam;
@@ -19,36 +20,6 @@ const ID: [u8; 20] = *b"midge-fuzz\0\0\0\0\0\0\0\0\0\0";
 
 thread_local! {
     static RAM: OnceCell<GuestRam> = const { OnceCell::new() };
-}
-
-/// What a base of zeros is.
-struct Zeros;
-
-impl Disk for Zeros {
-    fn len_bytes(&self) -> u64 {
-        LEN as u64
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        let len: usize = into.iter().map(VolatileSlice::len).sum();
-        assert!(offset + len as u64 <= LEN as u64, "read behind the end of the base");
-        into.iter().for_each(|slice| slice.copy_from(&vec![0_u8; slice.len()]));
-        Ok(())
-    }
-    fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
 }
 
 /// One request of the input.
@@ -123,7 +94,9 @@ impl World {
         let driver = FakeDriver::new(&ram, 0x1000, SIZE);
         let cap_is_small = flags & 0x40 != 0;
         let cap_bytes = if cap_is_small { 3 * 4096 } else { 1 << 20 };
-        let disk = Overlay::in_memory(Box::new(Zeros), cap_bytes).expect("address space");
+        let disk =
+            Overlay::in_memory(Box::new(FakeBase { len_bytes: LEN as u64, fill: |_, _: &mut [u8]| {} }), cap_bytes)
+                .expect("address space");
         let eventfd = || EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).expect("an eventfd");
         let worker = Worker { disk: Box::new(disk), id: ID, counters: Arc::default(), stop: Arc::default() };
         let serving = Serving {

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::super::fake::FakeBase;
 use super::*;
+use crate::dice::Dice;
 
 const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];
@@ -55,18 +57,7 @@ fn size(len: u64) -> usize {
     usize::try_from(len).unwrap()
 }
 
-/// Numbers that look random, the same for the same seed (splitmix64).
-pub(super) struct Dice(pub(super) u64);
-
 impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
     fn below(&mut self, end: usize) -> usize {
         size(self.roll() % end as u64)
     }
@@ -275,44 +266,20 @@ const SECTORS_PER_PAGE: u64 = 8;
 /// Places worth looking at: where the disk begins and ends, where a sector of the map ends, and where a block of it does.
 const HOT: [std::ops::Range<u64>; 4] = [0..48, 8 * 2045..8 * 2051, 8 * 16381..8 * 16387, SECTORS - 8 * 3 - 3..SECTORS];
 
-struct StampedBase;
-
-impl Disk for StampedBase {
-    fn len_bytes(&self) -> u64 {
-        SECTORS * SECTOR as u64
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
+/// Every sector of it carries its place.
+fn stamped_base() -> Box<dyn Disk> {
+    let fill = |offset: u64, into: &mut [u8]| {
         assert!(offset.is_multiple_of(SECTOR as u64), "the tests ask for sectors");
-        let len = vectored::total_bytes(into) as u64;
-        let sectors = offset / SECTOR as u64..(offset + len).div_ceil(SECTOR as u64);
-        let mut bytes: Vec<u8> = sectors.flat_map(|sector| stamp(sector, BASE)).collect();
-        bytes.truncate(size(len));
-        let mut bytes = &bytes[..];
-        for slice in into {
-            slice.copy_from(&bytes[..slice.len()]);
-            bytes = &bytes[slice.len()..];
+        let sectors = offset / SECTOR as u64..;
+        for (into, sector) in into.chunks_mut(SECTOR).zip(sectors) {
+            into.copy_from_slice(&stamp(sector, BASE)[..into.len()]);
         }
-        Ok(())
-    }
-    fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
-    fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
-        unreachable!("a base is never written")
-    }
+    };
+    Box::new(FakeBase { len_bytes: SECTORS * SECTOR as u64, fill })
 }
 
 fn open(file: &CutFile) -> Result<Overlay<FileStore<CutFile>>, OpenError> {
-    Overlay::in_backing(Box::new(StampedBase), file.clone(), u64::MAX)
+    Overlay::in_backing(stamped_base(), file.clone(), u64::MAX)
 }
 
 /// One request on sectors.

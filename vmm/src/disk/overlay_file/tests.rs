@@ -6,15 +6,16 @@ use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
 
-use super::power_cut::{CutFile, Dice};
+use super::power_cut::CutFile;
 use super::*;
-use crate::disk::model::{FakeBase, Model, Op, any_op, base_content, content, run, step};
+use crate::dice::Dice;
+use crate::disk::model::{Model, Op, any_op, base_content, base_of, content, run, step};
 
 const LEN: usize = 20 * 4096 + 1536;
 const CAP: u64 = 16 * 4096;
 
 fn base() -> Box<dyn Disk> {
-    Box::new(FakeBase(base_content(LEN)))
+    Box::new(base_of(base_content(LEN)))
 }
 
 fn write(at: usize, len: usize, fill: u8) -> Op {
@@ -149,9 +150,9 @@ fn another_base_or_a_damaged_file_is_refused() {
     let open = |base: Box<dyn Disk>| Overlay::in_backing(base, file.try_clone().unwrap(), CAP).map(|_| ());
     let mut other = base_content(LEN);
     other[1080] ^= 1;
-    assert!(matches!(open(Box::new(FakeBase(other))), Err(OpenError::OtherBase)));
-    assert!(matches!(open(Box::new(FakeBase(base_content(LEN - 512)))), Err(OpenError::OtherBase)));
-    let longer = Box::new(FakeBase(base_content(LEN + 40960)));
+    assert!(matches!(open(Box::new(base_of(other))), Err(OpenError::OtherBase)));
+    assert!(matches!(open(Box::new(base_of(base_content(LEN - 512)))), Err(OpenError::OtherBase)));
+    let longer = Box::new(base_of(base_content(LEN + 40960)));
     assert!(matches!(open(longer), Err(OpenError::Format { .. })));
     assert!(open(base()).is_ok());
     for (at, what) in [(0, "magic"), (9, "version"), (33, "checksum"), (4096, "map"), (4096 + 4095, "map end")] {

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::disk::Base;
-use crate::disk::model::{FakeBase, Model, Op, any_op, base_content, content, run, step};
+use crate::disk::fake::FakeBase;
+use crate::disk::model::{Model, Op, any_op, base_content, base_of, content, run, step};
 use crate::disk::page_map::{BLOCK_BYTES, PageState};
 
 /// Twenty pages and a short one.
@@ -15,7 +16,7 @@ const LEN: usize = 20 * 4096 + 1536;
 const CAP: usize = 8 * 4096;
 
 fn overlay(cap_bytes: usize) -> Overlay<MemoryStore> {
-    Overlay::in_memory(Box::new(FakeBase(base_content(LEN))), cap_bytes as u64).unwrap()
+    Overlay::in_memory(Box::new(base_of(base_content(LEN))), cap_bytes as u64).unwrap()
 }
 
 /// Resident memory of the store in pages, as the kernel counts it.
@@ -83,7 +84,7 @@ proptest! {
             }
             let (layer, map) = written_down(&disk);
             layers.push((layer.try_clone().unwrap(), bytes_of(&layer)));
-            let base = Box::new(FakeBase(base_content(LEN)));
+            let base = Box::new(base_of(base_content(LEN)));
             disk = Overlay::over_layer(base, cap_pages as u64 * 4096, layer, map).unwrap();
             prop_assert!(content(&mut disk) == model.bytes);
         }
@@ -142,33 +143,8 @@ fn write_zeroes_without_may_free_keeps_its_pages() {
 
 #[test]
 fn empty_overlay_of_a_large_disk_takes_no_memory() {
-    /// A terabyte of nothing.
-    struct Huge;
-    impl Disk for Huge {
-        fn len_bytes(&self) -> u64 {
-            1 << 40
-        }
-        fn is_read_only(&self) -> bool {
-            true
-        }
-        fn read_at(&mut self, _: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-            into.iter().for_each(|slice| slice.copy_from(&vec![5_u8; slice.len()]));
-            Ok(())
-        }
-        fn write_at(&mut self, _: u64, _: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-            Err(DiskError::ReadOnly)
-        }
-        fn flush(&mut self) -> Result<(), DiskError> {
-            Ok(())
-        }
-        fn discard(&mut self, _: u64, _: u64) -> Result<(), DiskError> {
-            Err(DiskError::ReadOnly)
-        }
-        fn write_zeroes(&mut self, _: u64, _: u64, _: bool) -> Result<(), DiskError> {
-            Err(DiskError::ReadOnly)
-        }
-    }
-    let mut disk = Overlay::in_memory(Box::new(Huge), 1 << 20).unwrap();
+    let huge = FakeBase { len_bytes: 1 << 40, fill: |_, into: &mut [u8]| into.fill(5) };
+    let mut disk = Overlay::in_memory(Box::new(huge), 1 << 20).unwrap();
     let mut memory = [1_u8; 512];
     disk.write_at((1 << 40) - 512, &[VolatileSlice::from(&mut memory[..])]).unwrap();
     disk.read_at((1 << 40) - 1024, &[VolatileSlice::from(&mut memory[..])]).unwrap();
