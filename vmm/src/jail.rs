@@ -45,7 +45,7 @@ pub use filters::{Thread, lock_in};
 pub enum JailError {
     /// The host does not give a part of it.
     #[error(
-        "entering the jail: this host gives no {part} ({source}); let its users have namespaces (sysctl \
+        "entering the jail: this host gives no {part}; let its users have namespaces (sysctl \
          user.max_user_namespaces, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), \
          or start it as root with CAP_SYS_ADMIN; `--allow-missing {part}` goes without"
     )]
@@ -53,6 +53,7 @@ pub enum JailError {
         /// What is missing.
         part: JailPart,
         /// The kernel's error.
+        #[source]
         source: io::Error,
     },
     /// A process or a descriptor.

@@ -95,7 +95,8 @@ fn main() -> ExitCode {
 
 /// Enters the jail without a VM, with every part allowed to be missing, and says which are.
 fn check_jail() -> ExitCode {
-    let limits = Limits { descriptors: 64, file_bytes: 0 };
+    // What it prints may go to a file.
+    let limits = Limits { descriptors: 64, file_bytes: 1 << 20 };
     let wanted = Wanted { allow_missing: &JailPart::ALL, limits, uds: None };
     let prepared = prepare_process().map_err(|source| JailError::Host { step: "setting up the process", source });
     match prepared.and_then(|()| jail::enter(&wanted, &mut Trace::start())) {

@@ -3,6 +3,7 @@
 //! codes of starts that fail. No guest runs here.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -77,6 +78,46 @@ fn what_is_missing_of_the_jail_is_told_a_line_each_by_the_names_of_the_configura
         let text = String::from_utf8(monitor(&["--config", "-"], refused.to_string().as_bytes()).stderr).unwrap();
         assert!(text.contains("no-such-part") && !why.is_empty(), "{part} is a name that is known: {text}");
     }
+}
+
+/// A host that gives no network namespace: one of users, whose root has switched them off.
+#[test]
+fn a_part_that_the_host_does_not_give_is_refused_by_name_unless_it_may_be_missing() {
+    let in_poor_host = |args: &[&str], stdin: &str, stdout: Stdio| {
+        let words = "echo 0 > /proc/sys/user/max_net_namespaces && exec env -i \"$0\" \"$@\"";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "sh", "-c", words, MONITOR]).args(args);
+        let mut child = unshare.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    if !Command::new("unshare")
+        .args(["--user", "--map-root-user", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        println!("skipped: no namespace of users can be made here");
+        return;
+    }
+    let told = tempfile::NamedTempFile::new().unwrap();
+    let output = in_poor_host(&["--check-jail"], "", told.reopen().unwrap().into());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let told = std::fs::read_to_string(told.path()).unwrap();
+    assert!(told.lines().any(|line| line.starts_with("net-namespace ")), "{told}");
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        println!("skipped: /dev/kvm cannot be used here");
+        return;
+    }
+    let run = |config: Value| in_poor_host(&["--config", "-"], &format!("{config}\n"), Stdio::piped());
+    let refused = run(config());
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("no net-namespace") && text.contains("--allow-missing net-namespace"), "{text}");
+    assert_eq!(text.matches("os error").count(), 1, "the cause once: {text}");
+    let parts: Vec<_> = told.lines().filter_map(|line| line.split_once(' ')).map(|(part, _)| part).collect();
+    // What is no kernel is looked at only inside: it got there.
+    let let_in = run(with("allow_missing", json!(parts)));
+    assert_eq!(let_in.status.code(), Some(2), "{let_in:?}");
 }
 
 #[test]
