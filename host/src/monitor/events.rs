@@ -77,9 +77,9 @@ pub enum Reason {
 /// Parses one line.
 ///
 /// # Errors
-/// When it is not an event.
-pub fn parse(line: &[u8]) -> Result<Event, serde_json::Error> {
-    serde_json::from_slice(line)
+/// When it is not an event: why, as one [`printable`] line, since the parser quotes what it has read.
+pub fn parse(line: &[u8]) -> Result<Event, String> {
+    serde_json::from_slice(line).map_err(|error| printable(&error.to_string()))
 }
 
 /// `text` without what a terminal would obey: control characters become visible marks.
@@ -163,6 +163,12 @@ mod tests {
         let fits = vec![b'x'; LINE_MAX_BYTES];
         assert_eq!(lines(&[&fits, b"\n"]).len(), 1);
         assert_eq!(lines(&[&fits, b"x", &fits, b"\nnext\n"]), [b"next".to_vec()]);
+    }
+
+    #[test]
+    fn what_is_no_event_cannot_steer_a_terminal() {
+        let error = parse("{\"event\":\"exit\",\"reason\":\"\\u001b[2J\u{9b}\"}".as_bytes()).unwrap_err();
+        assert!(error.contains("`\u{fffd}[2J\u{fffd}`"), "{error:?}");
     }
 
     #[test]

@@ -81,7 +81,6 @@ fn base(len: usize) -> Box<dyn Disk> {
     Box::new(FakeBase { len_bytes: len as u64, fill })
 }
 
-
 #[derive(Clone, Copy, PartialEq)]
 enum Page {
     Base,
