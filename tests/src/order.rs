@@ -19,7 +19,7 @@ pub struct CrateOrder {
 }
 
 /// All crates that are linked into a product binary, bottom-up.
-pub const CRATES: [CrateOrder; 4] = [
+pub const CRATES: [CrateOrder; 8] = [
     CrateOrder { dir: "guest-agent/protocol/src", name: "midge_protocol", may_import: &[], modules: &[] },
     CrateOrder {
         dir: "vmm/src",
@@ -47,10 +47,19 @@ pub const CRATES: [CrateOrder; 4] = [
         ],
     },
     CrateOrder { dir: "guest-agent/src", name: "midge_agent", may_import: &["midge_protocol"], modules: &[] },
+    CrateOrder { dir: "guest-agent/turn/src", name: "midge_turn", may_import: &["midge_protocol"], modules: &[] },
+    CrateOrder { dir: "host/policy/src", name: "midge_policy", may_import: &[], modules: &[] },
+    CrateOrder { dir: "host/record/src", name: "midge_record", may_import: &["midge_protocol"], modules: &[] },
+    CrateOrder {
+        dir: "host/broker/src",
+        name: "midge_broker",
+        may_import: &["midge_protocol", "midge_policy", "midge_record"],
+        modules: &[],
+    },
     CrateOrder {
         dir: "host/src",
         name: "midge",
-        may_import: &["midge_protocol"],
+        may_import: &["midge_protocol", "midge_policy", "midge_record", "midge_broker"],
         modules: &[
             "progress",
             "cache",

@@ -31,6 +31,9 @@
 //!
 #![doc = include_str!("byte_table.md")]
 
+#[cfg(feature = "broker")]
+pub mod broker;
+mod door;
 mod field;
 mod frame;
 mod message;
@@ -40,6 +43,7 @@ mod sample;
 mod shape;
 mod version;
 
+pub use door::{Door, GUEST_DIR};
 pub use field::{Field, FieldError, Item, Payload};
 pub use frame::{DecodeError, Decoder, EncodeError, OutputStream, encode, encode_output};
 pub use message::{Message, ToAgent, ToHost, kind_name};
