@@ -13,6 +13,7 @@ use midge_protocol::{
 };
 
 use crate::cgroup::{self, Standstill};
+use crate::doors;
 use crate::gather::Gathering;
 use crate::identity::{self, Prepared};
 use crate::link::{Conversation, Host, LinkError, Listener, failure};
@@ -251,6 +252,7 @@ impl Agent {
                 let _ = is_machine.then(|| machine::set_clock(unix_time_ns));
                 return Ok(true);
             }
+            ToAgent::OpenDoors(bits) => answer_to(doors::open(&self.host, bits, self.gate)),
             ToAgent::Gather => self.gather().map_or_else(ToHost::Error, ToHost::Gathered),
             ToAgent::Thaw => {
                 let thawed = self.thaw();

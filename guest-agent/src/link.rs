@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use midge_protocol::{
-    AGENT_PORT, DecodeError, Decoder, EncodeError, ErrorCode, Failure, READY_PORT, ToAgent, ToHost, encode,
+    AGENT_PORT, DecodeError, Decoder, Door, EncodeError, ErrorCode, Failure, READY_PORT, ToAgent, ToHost, encode,
 };
 
 use crate::sys::fd::{Watch, wait};
@@ -49,7 +49,7 @@ impl ReadBuffer {
 pub(crate) enum Host {
     /// On the other side of the machine's vsock device.
     Vsock,
-    /// In this directory: `agent.sock` takes conversations, `ready.sock` is the host's.
+    /// In this directory: `agent.sock` takes conversations, `ready.sock` and `door_<port>.sock` are the host's.
     Unix(PathBuf),
 }
 
@@ -82,6 +82,14 @@ impl Host {
         match self {
             Self::Vsock => vsock::connect(READY_PORT),
             Self::Unix(dir) => UnixStream::connect(dir.join("ready.sock")),
+        }
+    }
+
+    /// A stream to what is behind a door.
+    pub(crate) fn connect_door(&self, door: Door) -> io::Result<UnixStream> {
+        match self {
+            Self::Vsock => vsock::connect(door.port()),
+            Self::Unix(dir) => UnixStream::connect(dir.join(format!("door_{}.sock", door.port()))),
         }
     }
 }

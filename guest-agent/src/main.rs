@@ -11,6 +11,7 @@
 mod cgroup;
 mod cmdline;
 mod control;
+mod doors;
 mod exec;
 mod files;
 mod gather;

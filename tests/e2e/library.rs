@@ -66,6 +66,7 @@ pub(crate) fn body(name: &str) {
     runtime.block_on(async {
         match name {
             "side_by_side" => side_by_side().await,
+            "doors" => crate::agent::doors().await,
             "dropped" => dropped().await,
             "commands" => commands().await,
             "many_fast" => many(1000).await,

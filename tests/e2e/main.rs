@@ -9,6 +9,7 @@
 
 #![expect(clippy::panic, reason = "a test fails by panicking; clippy does not see that this whole binary is tests")]
 
+mod agent;
 mod bench;
 mod containers;
 mod context;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         input::TESTS,
         contract::TESTS,
         cycles::TESTS,
+        agent::TESTS,
         library::TESTS,
         forks::TESTS,
         templates::TESTS,

@@ -6,7 +6,7 @@
 //!
 //! **Conversations.** Every conversation is a stream of its own.
 //! - *Control*: the agent connects to the host's port [`READY_PORT`] as soon as a command can be answered and says
-//!   `Hello`; the host answers `Welcome`. The stream stays open for `Ping`, `GetStats`, `Quiesce`, `Freeze`, `Shutdown`.
+//!   `Hello`; the host answers `Welcome`. The stream stays open for `Ping`, `GetStats`, `OpenDoors`, `Quiesce`, `Freeze`, `Shutdown`.
 //!   When it is lost the agent connects again and says `Hello` again, but not while it is frozen.
 //! - *A command*: the host connects to the guest's port [`AGENT_PORT`] and sends `Exec` or `Attach`. The agent answers
 //!   `Started`, then output as it comes, then `Exited`, and closes; or `Refused`. Closing the host's half of the stream
@@ -25,6 +25,9 @@
 //! memory from its kernel, holds it, and answers `Gathered` with its place. Nothing else can use it before `Thaw` or
 //! `Resume`, so the host may drop its content until then; afterwards the guest's kernel takes it for used and no longer
 //! needed. The pages of one answer stay where they are until the next `Gather`, `Thaw` or `Resume`, no longer.
+//!
+//! **Doors.** `OpenDoors` gives the guest's programs a way to what its host has for them ([`Door`]): sockets of the guest, each
+//! connection to which becomes a stream to the host's port of that door. None is open before.
 //!
 //! A command's standard input has a window, so that `Signal` and `Resize` never queue behind bytes the command does not
 //! read: the sender stops [`STDIN_WINDOW_BYTES`] beyond the last `StdinTaken`.

@@ -110,6 +110,9 @@ direction! {
         /// The host's wall clock, in nanoseconds since 1970: the one of `Resume` is old by the time a cold guest hears it. Not
         /// answered; control conversation.
         SetClock(u64) = 0x000a,
+        /// Open the doors whose bits are set, in the order of [`crate::Door::ALL`], bit 0 first: from then on the guest's programs
+        /// can ask its host for what is behind them; answered by `Done`; control conversation.
+        OpenDoors(u64) = 0x000b,
         /// Run a command; first message.
         Exec(Exec) = 0x0010,
         /// Take over a running command; first message.

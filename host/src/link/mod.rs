@@ -17,7 +17,7 @@ pub(crate) mod real_agent;
 use std::sync::Arc;
 use std::time::Duration;
 
-use midge_protocol::{AGENT_PORT, Freeze, Gathered, Hello, Stats, ToAgent, ToHost, encode};
+use midge_protocol::{AGENT_PORT, Door, Freeze, Gathered, Hello, Stats, ToAgent, ToHost, encode};
 use tokio::sync::{mpsc, oneshot};
 
 pub use conversation::{Conversation, Receiver, Sender};
@@ -182,6 +182,15 @@ impl Link {
             ToHost::Gathered(gathered) => Ok(gathered),
             other => Err(conversation::unexpected(DURING, &other, "Gathered")),
         }
+    }
+
+    /// Has the agent open these doors; those that are open already stay so.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the guest has no room for one. Otherwise as for [`Link::stats`].
+    pub async fn open_doors(&self, doors: &[Door]) -> Result<(), Error> {
+        let bits = Door::ALL.iter().enumerate().filter(|(_, door)| doors.contains(door)).map(|(bit, _)| 1 << bit).sum();
+        self.ask_done(ToAgent::OpenDoors(bits), "opening the guest's doors").await
     }
 
     async fn ask_done(&self, message: ToAgent, during: &'static str) -> Result<(), Error> {

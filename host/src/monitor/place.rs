@@ -79,6 +79,8 @@ impl Place {
             Self::Native { .. } => {
                 let mut path = socket.as_os_str().to_owned();
                 path.push(format!("_{port}"));
+                // Of a listener that was dropped; nobody else writes there.
+                let _ = std::fs::remove_file(&path);
                 let listener =
                     UnixListener::bind(&path).map_err(|source| MonitorError::Listen { path: path.into(), source })?;
                 Ok(Listener { inner: Inner::Unix(listener) })
@@ -199,6 +201,14 @@ impl Dialer {
     /// Where its guest is.
     pub(super) fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Listens for the guest's connections to `port` of its host; see [`Place::listen`].
+    ///
+    /// # Errors
+    /// [`MonitorError::Listen`] when the socket cannot be made.
+    pub async fn listen(&self, port: u32) -> Result<Listener, MonitorError> {
+        self.place.listen(&self.id, &self.socket, port).await
     }
 
     /// Opens a stream to a port on which something in the guest listens.

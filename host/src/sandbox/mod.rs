@@ -17,6 +17,7 @@
 pub mod binaries;
 mod builder;
 mod choice;
+mod doors;
 mod give_back;
 mod kernel_file;
 mod launch;
@@ -37,6 +38,7 @@ use midge_protocol::{Hello, Stats};
 
 pub use builder::Builder;
 pub use choice::Where;
+pub use doors::Doors;
 pub use settings::Settings;
 pub use twin::Forks;
 pub use workspace::Workspace;
