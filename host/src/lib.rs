@@ -32,6 +32,7 @@ pub mod doctor;
 pub mod workspace;
 
 pub mod run_dir;
+pub mod runs;
 
 pub mod ps;
 pub mod timeline;
@@ -50,5 +51,7 @@ pub mod sandbox;
 pub mod template;
 
 pub mod pool;
+
+pub mod agent;
 
 pub mod bench;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The doors of a guest, and the agent's work through them.
 
+use std::path::Path;
+use std::time::Duration;
+
 use midge::exec::Exec;
 use midge::sandbox::{Doors, Sandbox};
 use midge_protocol::Door;
@@ -12,10 +15,69 @@ use crate::library::inside;
 
 crate::tests!("agent":
     Guest doors_lead_to_the_host_of_each_copy,
+    Guest agent_mends_a_project_by_a_recorded_run,
+    Guest agent_asks_a_model_and_holds_no_key,
+    Binary agent_without_a_model_says_what_to_do,
 );
 
 fn doors_lead_to_the_host_of_each_copy(context: &Context) {
     inside(context, "doors");
+}
+
+/// A copy of the project that agents are shown on, and its recorded run.
+fn project() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/median");
+    let copied = std::process::Command::new("cp").args(["-r", "--"]).arg(&example).arg(dir.path().join("p")).status();
+    assert!(copied.expect("copies").success());
+    (dir, example.join("run.jsonl").display().to_string())
+}
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn agent_mends_a_project_by_a_recorded_run(context: &Context) {
+    let (dir, recording) = project();
+    let workspace = format!("{}:apply", dir.path().join("p").display());
+    let run = ["agent", "--workspace", &workspace, "--replay", &recording];
+    let agent = context.midge(run).env("MIDGE_STATE", dir.path()).limit(LIMIT).run().code(0);
+    let _ = agent.says(&["every tool answered as it was recorded", "> edit median/__init__.py", "done; 5 turns"]);
+    let mended = std::fs::read_to_string(dir.path().join("p/median/__init__.py")).expect("is there");
+    assert!(mended.contains("ordered[middle - 1] + ordered[middle]"), "{mended}");
+    context.assert_nothing_left();
+}
+
+/// A model says what a script says; what it hears is on its side of the wall, and the key is not on the other.
+fn agent_asks_a_model_and_holds_no_key(context: &Context) {
+    const KEY: &str = "sk-e2e-a0b1c2d3e4f5a6b7";
+    let script = r#"{"key": "sk-e2e-a0b1c2d3e4f5a6b7", "steps": [
+        {"parts": [{"call": {"name": "shell", "input": {"command": "env | grep -c sk-e2e; echo $ANTHROPIC_API_KEY"}}}]},
+        {"parts": [{"call": {"name": "shell", "input": {"command":
+            "curl -sS -m 20 https://example.org 2>&1 | tail -1; python3 -c 'import os; print(os.getuid())'"}}}]},
+        {"parts": [{"text": "Looked around."}]}]}"#;
+    let script = midge_scripted_model::script::Script::parse(script).expect("a script");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let server = midge_scripted_model::Server::listen(listener, script).expect("serves");
+    let dir = tempfile::tempdir().expect("a directory");
+    let run =
+        ["agent", "--task", "look around", "--provider", "anthropic", "--base-url", &server.base_url(), "--model", "m"];
+    let agent =
+        context.midge(run).env("MIDGE_STATE", dir.path()).env("ANTHROPIC_API_KEY", KEY).limit(LIMIT).run().code(0);
+    let agent = agent.says(&["the-host-has-the-key", "network: denied", "done; 3 turns, 2 tool calls"]);
+    assert_eq!(agent.text(), "Looked around.\n");
+    let asked = server.asked();
+    assert!(asked.len() == 3 && asked.iter().all(|request| request.problem.is_none()), "{asked:?}");
+    let runs = std::fs::read_dir(dir.path().join("runs")).expect("a transcript");
+    for run in runs {
+        let path = run.expect("a transcript").path();
+        assert!(!std::fs::read_to_string(&path).expect("text").contains(KEY), "the key is masked");
+        context.midge(["log", "verify", &path.display().to_string()]).run().code(0);
+    }
+    context.assert_nothing_left();
+}
+
+fn agent_without_a_model_says_what_to_do(context: &Context) {
+    let call = context.midge(["agent", "--task", "x"]).env("ANTHROPIC_API_KEY", "").env("OPENAI_API_KEY", "");
+    call.run().code(125).says(&["--replay", "ANTHROPIC_API_KEY", "--provider compatible"]);
 }
 
 /// Asks at a socket and at a port, as any user; what comes back, or how it ended.

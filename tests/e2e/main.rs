@@ -146,7 +146,7 @@ impl Binaries {
         // Others than the owner may run them: some tests do so as another user.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).map_err(|error| error.to_string())?;
-        let programs = ["midge", "midge-vmm", "midge-agent"].map(|name| (from.join(name), name));
+        let programs = ["midge", "midge-vmm", "midge-agent", "midge-turn"].map(|name| (from.join(name), name));
         for (path, name) in programs.into_iter().chain([("/proc/self/exe".into(), "e2e")]) {
             std::fs::copy(&path, dir.path().join(name))
                 .map_err(|error| format!("copying {}: {error}", path.display()))?;

@@ -10,12 +10,14 @@ use serde_json::Value;
 mod ask;
 mod child;
 mod left;
+mod peer;
 mod run;
 mod told;
 
 pub use ask::{Answer, Asked, Question, Verdict};
 pub use child::{Base, ChildEvent, ChildRequest, Keep, Work};
 pub use left::Left;
+pub use peer::{MESSAGE_MAX_BYTES, PeerEvent, PeerOpen, PeerSend};
 pub use run::{Mcp, Rule, Run, Tools, Wire};
 pub use told::{End, Item, ItemState, Noted, Told};
 

@@ -1,2 +1,174 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one exit of a sandbox.
+//! The one exit of a sandbox: doors that a guest's connections come in through, each typed, each held against the policy, the
+//! budgets, and recorded. What is behind a door (a provider, the network, a human, another sandbox) is reached from the host, with
+//! the host's credentials; the guest sees none of them.
+//!
+//! A [`Broker`] is one sandbox's. It is [`Given`] all that it uses; it knows nothing of virtual machines, terminals or files of
+//! runs. Whoever accepts a connection says which door it came to: [`Broker::serve`].
+
+pub mod ask;
+pub mod child;
+mod egress;
+mod http;
+pub mod ledger;
+mod lines;
+mod model;
+mod names;
+pub mod peer;
+mod shared;
+mod stream;
+pub mod tls;
+pub mod told;
+mod usage;
+mod veil;
+
+use std::io;
+use std::sync::Arc;
+
+use midge_policy::{Endpoint, Policy, Provider};
+use midge_protocol::Door;
+use midge_record::{Entry, RecordError, Recorder};
+use tokio::sync::watch;
+use tokio_rustls::rustls::RootCertStore;
+
+use ask::AskDoor;
+use child::ChildDoor;
+use egress::EgressDoor;
+use ledger::Ledger;
+use model::{ModelDoor, Upstream};
+use peer::PeerDoor;
+use shared::Shared;
+use tls::{Authority, TlsError};
+use told::ToldDoor;
+
+pub use model::Playback;
+pub use names::{Dial, Resolve, System};
+pub use shared::Secrets;
+pub use stream::{AnyStream, Later, Stream};
+
+/// All that a broker uses.
+pub struct Given {
+    /// What the sandbox may do; its receivers are for the doors below.
+    pub policy: watch::Sender<Arc<Policy>>,
+    /// What it may spend.
+    pub ledger: Ledger,
+    /// Where everything is recorded.
+    pub recorder: Recorder,
+    /// What the policy's secrets are; see [`Secrets::read`].
+    pub secrets: Secrets,
+    /// The authority whose certificate the guest trusts.
+    pub authority: Arc<Authority>,
+    /// What servers are checked against; see [`tls::roots`].
+    pub roots: RootCertStore,
+    /// Who resolves names.
+    pub resolve: Arc<dyn Resolve>,
+    /// Who opens connections.
+    pub dial: Arc<dyn Dial>,
+    /// Answers of models; absent: the policy's provider is asked.
+    pub replay: Option<Playback>,
+    /// The door `ask`, which questions of rules go to as well.
+    pub ask: Arc<AskDoor>,
+    /// The door `record`.
+    pub told: Arc<ToldDoor>,
+    /// The door `child`; absent: it is closed.
+    pub child: Option<Arc<ChildDoor>>,
+    /// The door `peer`; absent: it is closed.
+    pub peer: Option<Arc<PeerDoor>>,
+}
+
+/// One sandbox's exit. Clones are the same.
+#[derive(Clone)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    model: Arc<ModelDoor>,
+    egress: Arc<EgressDoor>,
+    told: Arc<ToldDoor>,
+    child: Option<Arc<ChildDoor>>,
+    peer: Option<Arc<PeerDoor>>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Opens the doors; connects to nothing yet.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(given: Given) -> Result<Self, TlsError> {
+        let tls = tls::client(given.roots)?;
+        let policy = Arc::clone(&given.policy.borrow());
+        let source = match (given.replay, policy.model()) {
+            (Some(replay), _) => model::Source::Replay(replay),
+            (None, Some(model)) => match model.endpoint.clone().or_else(|| endpoint(model.provider)) {
+                Some(endpoint) => {
+                    let (resolve, dial) = (Arc::clone(&given.resolve), Arc::clone(&given.dial));
+                    model::Source::Live(Upstream::new(endpoint, Arc::clone(&tls), resolve, dial))
+                }
+                None => model::Source::Nobody,
+            },
+            (None, None) => model::Source::Nobody,
+        };
+        let shared = Shared::new(given.policy, given.ledger, given.recorder, given.secrets, given.ask);
+        let shared = Arc::new(shared);
+        let egress = EgressDoor::new(Arc::clone(&shared), given.resolve, given.dial, given.authority, tls);
+        let model = ModelDoor::new(Arc::clone(&shared), source);
+        let (told, child, peer) = (given.told, given.child, given.peer);
+        Ok(Self { shared, model: Arc::new(model), egress: Arc::new(egress), told, child, peer })
+    }
+
+    /// Serves one connection of the guest to `door`, to its end. Dropped, it ends at once. Ends at once also when something could
+    /// not be recorded: nothing goes on unrecorded.
+    ///
+    /// # Errors
+    /// The connection failed, or what came was refused; nothing that needs more than a line in a log.
+    pub async fn serve(&self, door: Door, stream: impl Stream) -> io::Result<()> {
+        if let Some(error) = self.shared.recorder.error() {
+            return Err(io::Error::other(error.to_string()));
+        }
+        let served = async {
+            match door {
+                Door::Model => self.model.serve(stream).await,
+                Door::Egress => self.egress.serve(Box::new(stream)).await,
+                Door::Ask => self.shared.ask.serve(stream).await,
+                Door::Record => self.told.serve(stream).await,
+                Door::Child => match &self.child {
+                    Some(door) => door.serve(stream).await,
+                    None => Err(io::ErrorKind::Unsupported.into()),
+                },
+                Door::Peer => match &self.peer {
+                    Some(door) => door.serve(stream).await,
+                    None => Err(io::ErrorKind::Unsupported.into()),
+                },
+            }
+        };
+        tokio::select! {
+            served = served => served,
+            error = self.shared.recorder.failed() => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    /// Puts a narrower policy in force, at once: open connections that it would not allow are ended. That it is narrower is for
+    /// the caller to prove ([`Policy::narrow`] does).
+    ///
+    /// # Errors
+    /// It could not be recorded.
+    pub fn narrow(&self, policy: Policy) -> Result<(), RecordError> {
+        self.shared.note(&Entry::Narrowed { policy: policy.to_toml() })?;
+        self.shared.set_policy(policy);
+        Ok(())
+    }
+}
+
+/// Where a provider is when the policy does not say.
+fn endpoint(provider: Provider) -> Option<Endpoint> {
+    let text = match provider {
+        Provider::Anthropic => "https://api.anthropic.com",
+        Provider::Openai => "https://api.openai.com",
+        Provider::Compatible => return None,
+    };
+    text.parse().ok()
+}

@@ -4,11 +4,14 @@
 //! Standard output belongs to the command that a user runs (or to the answer of `doctor` and `list`);
 //! everything that Midge itself has to say goes to standard error.
 
+mod agent;
 mod bench;
 mod doctor;
 mod fail;
 mod image;
 mod kernel;
+mod log;
+mod policy;
 mod ps;
 mod run;
 mod template;
@@ -65,6 +68,8 @@ const EXAMPLES: &str = "Examples:\n  \
 enum Command {
     /// Run a command in a fresh virtual machine
     Run(run::RunArgs),
+    /// Give a task to an agent in a fresh virtual machine, with exactly the authority of a policy
+    Agent(agent::AgentArgs),
     /// Say what this machine can do, what it lacks and how to mend that
     Doctor(doctor::DoctorArgs),
     /// Build and list guest kernels
@@ -73,8 +78,12 @@ enum Command {
     Image(image::ImageArgs),
     /// Make, list and remove sandboxes that are kept to be forked
     Template(template::TemplateArgs),
+    /// Check and explain what sandboxes may do
+    Policy(policy::PolicyArgs),
     /// List the sandboxes that are alive, and what memory they hold
     Ps(ps::PsArgs),
+    /// Verify, show and export the transcripts of runs
+    Log(log::LogArgs),
     /// Measure, beside other monitors
     Bench(bench::BenchArgs),
 }
@@ -95,11 +104,14 @@ fn dispatch() -> u8 {
     }
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Agent(args) => agent::main(args),
         Command::Doctor(args) => doctor::main(args),
         Command::Kernel(args) => kernel::main(args),
         Command::Image(args) => image::main(args),
         Command::Template(args) => template::main(args),
+        Command::Policy(args) => policy::main(args),
         Command::Ps(args) => ps::main(&args),
+        Command::Log(args) => log::main(&args),
         Command::Bench(args) => bench::main(args),
     }
 }

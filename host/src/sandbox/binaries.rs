@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where Midge's other two programs are: named by a variable, or beside the running one.
+//! Where Midge's other programs are: named by a variable, or beside the running one.
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,14 @@ pub fn vmm() -> Result<PathBuf, Error> {
 /// [`Error::Prepare`] when it is in neither place.
 pub fn agent() -> Result<PathBuf, Error> {
     find("MIDGE_AGENT", "midge-agent")
+}
+
+/// The tool loop's binary, which is put into guests: `MIDGE_TURN`, or `midge-turn` beside this program.
+///
+/// # Errors
+/// [`Error::Prepare`] when it is in neither place.
+pub fn turn() -> Result<PathBuf, Error> {
+    find("MIDGE_TURN", "midge-turn")
 }
 
 /// The command's own binary, which is the first process of an emulated host: `MIDGE_BIN`, or `midge` beside this program.

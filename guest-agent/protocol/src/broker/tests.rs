@@ -29,12 +29,22 @@ fn lines_read_as_they_are_documented() {
         &json!({"base": "myself", "work": {"command": ["ls"]}, "policy": null, "share": null}),
     );
     same(&Keep::Take, &json!("take"));
+    same(&PeerOpen::Mailbox {}, &json!({"open": "mailbox"}));
+    same(&PeerOpen::Tunnel { to: "b".into(), port: 80 }, &json!({"open": "tunnel", "to": "b", "port": 80}));
+    same(&PeerSend { id: 1, to: "b".into(), text: "x".into() }, &json!({"id": 1, "to": "b", "text": "x"}));
+    same(&PeerEvent::Refused { id: None, why: "x".into() }, &json!({"event": "refused", "why": "x"}));
+    same(
+        &PeerEvent::Message { from: "a".into(), text: "x".into() },
+        &json!({"event": "message", "from": "a", "text": "x"}),
+    );
 }
 
 #[test]
 fn what_is_not_known_is_refused() {
     assert!(serde_json::from_value::<Question>(json!({"id": 1, "asked": {"kind": "root"}})).is_err());
     assert!(serde_json::from_value::<Left>(json!({"turn": 1})).is_err());
+    assert!(serde_json::from_value::<PeerOpen>(json!({"open": "tunnel", "to": "b", "port": 70000})).is_err());
+    assert!(serde_json::from_value::<PeerOpen>(json!({"open": "mailbox", "of": "b"})).is_err());
     assert!(serde_json::from_value::<Base>(json!({"path": "/etc"})).is_err());
 }
 

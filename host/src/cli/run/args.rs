@@ -118,7 +118,7 @@ pub(crate) struct RunArgs {
 /// What becomes of the changes to a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Mode {
+pub(in crate::cli) enum Mode {
     /// Shown nowhere, kept nowhere.
     Discard,
     /// Shown, and asked about on a terminal.
@@ -129,10 +129,10 @@ pub(super) enum Mode {
 
 /// The value of `--workspace`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Workspace {
+pub(in crate::cli) struct Workspace {
     /// `None`: the template's.
-    pub(super) dir: Option<PathBuf>,
-    pub(super) mode: Mode,
+    pub(in crate::cli) dir: Option<PathBuf>,
+    pub(in crate::cli) mode: Mode,
 }
 
 impl FromStr for Workspace {

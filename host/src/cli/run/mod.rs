@@ -3,14 +3,14 @@
 //!
 //! [`attended`] races the run (`session`) against the wish for its end (`signals`); the other files are the parts of a run.
 
-mod args;
+pub(super) mod args;
 mod input;
 mod output;
 mod report;
-mod review;
+pub(super) mod review;
 mod session;
-mod signals;
-mod terminal;
+pub(super) mod signals;
+pub(super) mod terminal;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,14 +54,14 @@ pub(super) fn until_interrupted<T>(work: impl Future<Output = T>) -> Result<T, u
     done.ok_or(code)
 }
 
-fn listen(target: &Arc<Target>) -> Result<Signals, u8> {
+pub(super) fn listen(target: &Arc<Target>) -> Result<Signals, u8> {
     Signals::listen(Arc::clone(target)).map_err(|error| {
         say(&format!("listening for signals: {error}"));
         MIDGE_FAILED
     })
 }
 
-fn in_runtime(work: impl Future<Output = u8>) -> u8 {
+pub(super) fn in_runtime(work: impl Future<Output = u8>) -> u8 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

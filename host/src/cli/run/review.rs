@@ -20,27 +20,27 @@ const JSON_DIFF_MAX_BYTES: usize = 4 << 20;
 
 /// What became of the changes.
 #[derive(Debug)]
-pub(super) struct Reviewed {
-    pub(super) changes: Value,
-    pub(super) diff: Option<String>,
-    pub(super) diff_truncated: bool,
-    pub(super) applied: Option<ApplyReport>,
+pub(in crate::cli) struct Reviewed {
+    pub(in crate::cli) changes: Value,
+    pub(in crate::cli) diff: Option<String>,
+    pub(in crate::cli) diff_truncated: bool,
+    pub(in crate::cli) applied: Option<ApplyReport>,
 }
 
 /// What was asked for.
 #[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) mode: Mode,
+pub(in crate::cli) struct Asked {
+    pub(in crate::cli) mode: Mode,
     /// What may be applied; nothing is chosen in it.
-    pub(super) options: ApplyOptions,
+    pub(in crate::cli) options: ApplyOptions,
     /// The value of `--workspace` that applies everything.
-    pub(super) again: String,
+    pub(in crate::cli) again: String,
     /// Shows nothing, for a report in JSON.
-    pub(super) quiet: bool,
+    pub(in crate::cli) quiet: bool,
 }
 
 /// Shows `changes` and applies what was asked for, or what the user wants.
-pub(super) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
+pub(in crate::cli) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
     let Asked { mode, options, again, quiet } = asked;
     let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
     let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };

@@ -33,13 +33,13 @@ enum Asked {
 
 /// The wish for an end, once there is one.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(in crate::cli) struct Signals {
     end: oneshot::Receiver<u8>,
 }
 
 impl Signals {
     /// From here on signals are noticed instead of killing us. `target` gets those that are the command's.
-    pub(super) fn listen(target: Arc<Target>) -> io::Result<Self> {
+    pub(in crate::cli) fn listen(target: Arc<Target>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let streams = {
             let _in_it = runtime.enter();
@@ -52,7 +52,7 @@ impl Signals {
     }
 
     /// Resolves when the run is to end, to the signal's number. Whoever sees it has [`WAY_OUT`].
-    pub(super) async fn end(self) -> u8 {
+    pub(in crate::cli) async fn end(self) -> u8 {
         match self.end.await {
             Ok(number) => number,
             // Without its thread no signal can be noticed; the run goes on.
@@ -163,12 +163,12 @@ impl Decision {
 
 /// The running command's controls, while there is one.
 #[derive(Debug, Default)]
-pub(super) struct Target {
+pub(in crate::cli) struct Target {
     controls: Mutex<Option<Controls>>,
 }
 
 impl Target {
-    pub(super) fn set(&self, controls: Option<Controls>) {
+    pub(in crate::cli) fn set(&self, controls: Option<Controls>) {
         *self.controls.lock().unwrap_or_else(PoisonError::into_inner) = controls;
     }
 

@@ -15,11 +15,11 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// While this lives, the terminal on standard input is raw.
 #[derive(Debug)]
-pub(super) struct Raw(());
+pub(in crate::cli) struct Raw(());
 
 impl Raw {
     /// Makes it raw; `None` when standard input is no terminal.
-    pub(super) fn enter() -> Option<Self> {
+    pub(in crate::cli) fn enter() -> Option<Self> {
         let before = tcgetattr(stdio::stdin()).ok()?;
         let mut raw = before.clone();
         raw.make_raw();
@@ -39,7 +39,7 @@ impl Drop for Raw {
 }
 
 /// Makes the terminal what it was, if it is raw. Waits for nothing: what was printed was processed when it was written.
-pub(super) fn restore() {
+pub(in crate::cli) fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
         let _ = tcsetattr(stdio::stdin(), OptionalActions::Now, &before);
@@ -47,7 +47,7 @@ pub(super) fn restore() {
 }
 
 /// Whether lines can be printed as usual.
-pub(super) fn is_as_it_was() -> bool {
+pub(in crate::cli) fn is_as_it_was() -> bool {
     BEFORE.lock().unwrap_or_else(PoisonError::into_inner).is_none()
 }
 
@@ -63,13 +63,13 @@ fn restore_on_panic() {
 }
 
 /// Rows and columns of the first of our streams that is a terminal.
-pub(super) fn size() -> (u16, u16) {
+pub(in crate::cli) fn size() -> (u16, u16) {
     let sizes = [tcgetwinsize(stdio::stdin()), tcgetwinsize(stdio::stdout()), tcgetwinsize(stdio::stderr())];
     let known = sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0);
     known.map_or(FALLBACK, |size| (size.ws_row, size.ws_col))
 }
 
 /// Whether a person can be asked: they see standard error and can type.
-pub(super) fn can_ask() -> bool {
+pub(in crate::cli) fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the doors cost beside a direct call, over loopback: time of one request (the doors `model` and `egress`, kept connections),
+//! and 1 GiB through the proxy. Every way is measured in turns, so that all see the same machine. Prints p50, p90, p99, max and n;
+//! no figure is a pass criterion.
+//!
+//! `cargo bench -p midge-broker` · `-- REQUESTS GIBIBYTES-IN-MEBIBYTES`
+#![expect(clippy::unwrap_used, clippy::panic, reason = "shared with tests, which say what went wrong by panicking")]
+
+#[path = "../tests/doors/kit.rs"]
+#[expect(dead_code, reason = "what the tests need and the bench does not")]
+mod kit;
+
+use std::time::{Duration, Instant};
+
+use midge_protocol::Door;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use kit::{Site, World, answer, head};
+
+const BODY: &str = r#"{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}"#;
+const PIECE: usize = 256 << 10;
+
+#[tokio::main]
+async fn main() {
+    let numbers: Vec<usize> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
+    let (requests, mebibytes) = (numbers.first().copied().unwrap_or(2000), numbers.get(1).copied().unwrap_or(1024));
+    latency(requests).await;
+    throughput(mebibytes).await;
+}
+
+/// Lets programs of this machine in, as the guest's agent does.
+async fn listen(world: &World, door: Door) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let broker = world.broker.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            let broker = broker.clone();
+            tokio::spawn(async move { broker.serve(door, stream).await });
+        }
+    });
+    port
+}
+
+async fn open(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn policy(port: u16) -> String {
+    format!(
+        "[model]\nprovider = \"anthropic\"\nendpoint = \"http://127.0.0.1:{port}\"\nmodels = [\"m\"]\n\
+         [[network.rules]]\nname = \"files\"\nhosts = [\"files.test\"]\nschemes = [\"http\", \"tcp\"]\nports = [{port}]\nranges = [\"127.0.0.0/8\"]\n"
+    )
+}
+
+async fn latency(requests: usize) {
+    let reply = kit::ok(r#"{"content":[],"usage":{"input_tokens":1,"output_tokens":1}}"#)
+        .replace("text/plain", "application/json");
+    let site = Site::new(None, move |_| reply.clone()).await;
+    let world = World::new(&policy(site.port));
+    let (model, egress) = (listen(&world, Door::Model).await, listen(&world, Door::Egress).await);
+    let host = format!("files.test:{}", site.port);
+    let post = |target: &str, host: &str| {
+        format!(
+            "POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
+            BODY.len()
+        )
+    };
+    let mut tunnel = open(egress).await;
+    tunnel.write_all(format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    assert!(head(&mut tunnel).await.starts_with("HTTP/1.1 200"));
+    let mut ways = [
+        ("direct", open(site.port).await, post("/v1/messages", "files.test"), Vec::new()),
+        ("model door", open(model).await, post("/v1/messages", "files.test"), Vec::new()),
+        (
+            "proxy, http://",
+            open(egress).await,
+            post(&format!("http://{host}/x"), &host).replace("POST", "PUT"),
+            Vec::new(),
+        ),
+        ("proxy, tunnel", tunnel, post("/v1/messages", "files.test"), Vec::new()),
+    ];
+    for round in 0..requests + 50 {
+        for (name, stream, request, times) in &mut ways {
+            let began = Instant::now();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let said = answer(stream).await;
+            assert!(said.starts_with("HTTP/1.1 200"), "{name}: {said}");
+            if round >= 50 {
+                times.push(began.elapsed());
+            }
+        }
+    }
+    println!("one request, microseconds (n = {requests} each, in turns)");
+    let direct = percentile(&mut ways[0].3, 0.5);
+    for (name, _, _, times) in &mut ways {
+        let at = |share, times: &mut Vec<Duration>| percentile(times, share).as_micros();
+        let (p50, p90, p99, max) = (at(0.5, times), at(0.9, times), at(0.99, times), at(1.0, times));
+        let over = percentile(times, 0.5).saturating_sub(direct).as_micros();
+        println!("  {name:16} p50 {p50:6}  p90 {p90:6}  p99 {p99:6}  max {max:6}   p50 over direct {over:5}");
+    }
+}
+
+fn percentile(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index of a short list"
+    )]
+    let index = ((times.len() - 1) as f64 * share) as usize;
+    times[index]
+}
+
+async fn throughput(mebibytes: usize) {
+    let site = Site::with(None, move |mut stream, _| async move {
+        while kit::read_request(&mut stream).await?.is_some() {
+            let length = mebibytes << 20;
+            stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
+            let piece = vec![0; PIECE];
+            for _ in 0..length / PIECE {
+                stream.write_all(&piece).await?;
+            }
+        }
+        Ok(())
+    })
+    .await;
+    let world = World::new(&policy(site.port));
+    let egress = listen(&world, Door::Egress).await;
+    let host = format!("files.test:{}", site.port);
+    let mut tunnel = open(egress).await;
+    tunnel.write_all(format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    assert!(head(&mut tunnel).await.starts_with("HTTP/1.1 200"));
+    let mut ways = [
+        ("direct", open(site.port).await, "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), Vec::new()),
+        ("proxy, tunnel", tunnel, "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), Vec::new()),
+        (
+            "proxy, http://",
+            open(egress).await,
+            format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+            Vec::new(),
+        ),
+    ];
+    for _ in 0..5 {
+        for (_, stream, request, times) in &mut ways {
+            let began = Instant::now();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            head(stream).await;
+            let mut left = mebibytes << 20;
+            let mut buffer = vec![0; PIECE];
+            while left > 0 {
+                let most = left.min(PIECE);
+                let length = stream.read(&mut buffer[..most]).await.unwrap();
+                assert!(length > 0);
+                left -= length;
+            }
+            times.push(began.elapsed());
+        }
+    }
+    println!("{mebibytes} MiB down, MiB/s (n = 5 each, in turns)");
+    let direct = percentile(&mut ways[0].3, 0.5).as_secs_f64();
+    for (name, _, _, times) in &mut ways {
+        let (best, middle) = (percentile(times, 0.0).as_secs_f64(), percentile(times, 0.5).as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "a figure to print")]
+        let rate = |seconds: f64| mebibytes as f64 / seconds;
+        println!(
+            "  {name:16} p50 {:6.0}  best {:6.0}   of direct {:5.1}%",
+            rate(middle),
+            rate(best),
+            100.0 * direct / middle
+        );
+    }
+}

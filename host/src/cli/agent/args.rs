@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The flags of `midge agent`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::run::args::Workspace;
+
+const NOTES: &str = "Exit code: 0 when the agent says that it is done; 3 when a budget ended it; 4 when the policy or somebody denied what \
+the task needs; 1 when the model could not be used or the loop failed; 130 after Ctrl-C; 125 when Midge itself failed.\n\n\
+The agent does what it likes inside its machine, and has outside it what the policy gives: nothing, unless --policy says more, but for the \
+model. The key of the model stays on this machine; without --policy it is $ANTHROPIC_API_KEY or $OPENAI_API_KEY.\n\n\
+Everything that it asked for is recorded: `midge log show RUN`.\n\n\
+Examples:\n  \
+midge agent --workspace . --task 'make the failing test pass'\n  \
+midge agent --workspace . --task-file task.md --policy package-install --budget tokens=2000000,wall=30m\n  \
+midge agent --workspace . --task 'explain this project' --provider compatible --base-url http://127.0.0.1:8080 --model local\n  \
+midge agent --workspace examples/median --replay examples/median/run.jsonl   (a recorded run: no model, no key)";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = NOTES)]
+pub(crate) struct AgentArgs {
+    /// What is to be done, in words
+    #[arg(long, value_name = "TEXT", required_unless_present_any = ["task_file", "replay"], conflicts_with = "task_file")]
+    pub(super) task: Option<String>,
+
+    /// What is to be done, in a file of at most 256 KiB
+    #[arg(long, value_name = "FILE")]
+    pub(super) task_file: Option<PathBuf>,
+
+    /// A directory to work on: the agent changes a copy at /workspace; see `midge run --help`
+    #[arg(long, value_name = "DIR[:discard|review|apply]")]
+    pub(super) workspace: Option<Workspace>,
+
+    /// A template to start from (`midge template create`), in place of booting
+    #[arg(long, value_name = "NAME", conflicts_with = "image")]
+    pub(super) template: Option<String>,
+
+    /// Root file system: a built image's name, a directory, or an erofs, ext4 or squashfs file [default: base]
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    pub(super) image: Option<String>,
+
+    /// What it may do: a file, or one of `midge policy list` [default: offline, and the model]
+    #[arg(long, value_name = "FILE|PROFILE")]
+    pub(super) policy: Option<String>,
+
+    /// Whose API the model has [default: by the policy, else by the key that is set]
+    #[arg(long, value_enum)]
+    pub(super) provider: Option<Provider>,
+
+    /// The model, by its provider's name
+    #[arg(long, value_name = "NAME")]
+    pub(super) model: Option<String>,
+
+    /// Where the model is asked, without the path of the API
+    #[arg(long, value_name = "URL")]
+    pub(super) base_url: Option<String>,
+
+    /// A transcript whose model's answers are given again: no model is asked and no key needed
+    #[arg(long, value_name = "FILE|RUN", conflicts_with_all = ["provider", "model", "base_url"])]
+    pub(super) replay: Option<String>,
+
+    /// Who answers what a rule asks about, and questions of the agent
+    #[arg(long, value_enum, default_value_t = Approve::Ask)]
+    pub(super) approve: Approve,
+
+    /// Most calls of the model
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) max_turns: Option<u64>,
+
+    /// What it may spend, such as tokens=2000000,money=5.00,wall=30m,egress=1GiB,tool_calls=500
+    #[arg(long, value_name = "NAME=AMOUNT,…", value_delimiter = ',')]
+    pub(super) budget: Vec<String>,
+
+    /// Tokens that the model's window holds
+    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(4096..=10_000_000))]
+    pub(super) context_tokens: u64,
+
+    /// Most tokens of one answer of the model
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(256..=1_000_000))]
+    pub(super) max_output_tokens: u64,
+
+    /// Apply changes to git's own files too; see `midge run --help`
+    #[arg(long, requires = "workspace")]
+    pub(super) allow_git_internals: bool,
+
+    /// Apply new symbolic links too that lead out of the workspace
+    #[arg(long, requires = "workspace")]
+    pub(super) allow_outside_links: bool,
+
+    /// Run although this machine does not give a part of the monitor's jail; see `midge run --help`
+    #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
+    pub(super) allow_missing: Vec<String>,
+
+    /// Print one JSON object about the run to standard output, and nothing while it goes on
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Whose API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Provider {
+    /// Anthropic Messages
+    Anthropic,
+    /// OpenAI Responses
+    Openai,
+    /// OpenAI Chat Completions
+    OpenaiChat,
+    /// Any server that speaks Chat Completions, such as llama.cpp, vLLM or Ollama; needs --base-url and --model
+    Compatible,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Approve {
+    /// Somebody at the terminal; where there is none, the answer is no
+    Ask,
+    /// Nobody: the answer is no
+    Deny,
+    /// Nobody: the answer is yes, but to what only a human can answer
+    Auto,
+}

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One run of an agent from the first check to the last word; whoever drops it ends it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use midge::agent::{self, Ended};
+use midge::error::{Error, Fault, chain};
+use midge::monitor::events::printable;
+use midge::progress::{Bar, Silent, Watch};
+use midge::runs;
+use midge::sandbox::{Sandbox, Where};
+use midge::template::Template;
+use midge::workspace::ApplyOptions;
+use midge::workspace::review::notes;
+use midge_broker::ask::AskDoor;
+use midge_broker::ledger::Ledger;
+use midge_broker::tls::Authority as CertificateAuthority;
+use midge_broker::told::ToldDoor;
+use midge_broker::{Broker, Given, Playback, Secrets, System};
+use midge_policy::Policy;
+use midge_protocol::broker::{End, Run};
+use midge_record::{Difference, Entry, Masker, Recorder, Replay, Started};
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use super::args::AgentArgs;
+use super::authority::Authority;
+use super::{approve, progress};
+use crate::cli::fail::say;
+use crate::cli::run::args::Mode;
+use crate::cli::run::review::{self, Asked, Reviewed};
+use crate::cli::run::signals::Target;
+
+/// Longest task, in bytes.
+const TASK_MAX_BYTES: u64 = 256 << 10;
+/// Where tools work where there is no workspace.
+const HOME: &str = "/tmp";
+const WORKSPACE: &str = "/workspace";
+
+pub(super) struct Session<'a> {
+    pub(super) args: &'a AgentArgs,
+    pub(super) target: &'a Target,
+}
+
+/// A run after its loop.
+struct Finished {
+    ended: Ended,
+    ledger: Ledger,
+    /// Of a replay.
+    differences: Vec<Difference>,
+}
+
+fn difference_json(difference: &Difference) -> Value {
+    let text = |text: &Option<String>| text.as_deref().map(printable);
+    json!({"call": printable(&difference.id), "recorded": text(&difference.recorded), "now": text(&difference.now)})
+}
+
+/// What is known of a run so far, for `--json`.
+#[derive(Debug, Default)]
+pub(super) struct Outcome(Map<String, Value>);
+
+impl Outcome {
+    fn put(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
+
+    /// Prints it on one line of standard output.
+    pub(super) fn print(mut self, code: u8, error: Option<&Error>) {
+        self.put("exit_code", code);
+        self.put(
+            "error",
+            error.map_or(
+                Value::Null,
+                |error| json!({"fault": error.fault(), "message": chain(error), "next_step": error.next_step()}),
+            ),
+        );
+        // Whoever asked for it has left when this fails.
+        let _ = writeln!(io::stdout().lock(), "{}", Value::Object(self.0));
+    }
+}
+
+impl Session<'_> {
+    /// Does it all and gives the exit code.
+    pub(super) async fn run(self, outcome: &mut Outcome) -> Result<u8, Error> {
+        let replay = self.args.replay.as_deref().map(open_replay).transpose()?;
+        let task = self.task(replay.as_ref())?;
+        let authority = Authority::new(self.args, replay.as_ref())?;
+        let secrets = read_secrets(&authority.policy, replay.is_none()).await?;
+        let masker =
+            Masker::new(secrets.values()).map_err(|e| Error::prepare("the policy's secrets", Fault::User, e))?;
+        let sandbox = self.sandbox(&authority.policy).await?;
+        if let Some(workspace) = sandbox.workspace().filter(|_| !self.args.json) {
+            notes(&workspace.manifest().notes).lines().for_each(say);
+        }
+        let path =
+            runs::new_path(sandbox.id()).map_err(|error| Error::prepare("the run's transcript", Fault::Host, error))?;
+        let recorder = Recorder::create(&path, sandbox.id(), masker).map_err(unrecorded)?;
+        outcome.put("run", sandbox.id());
+        outcome.put("place", sandbox.place_name());
+        outcome.put("transcript", path.display().to_string());
+        let run = self.turn(&sandbox, &authority, task);
+        let ended = self.agent(&sandbox, &authority, run, replay, secrets, &recorder).await;
+        self.target.set(None);
+        let code = match &ended {
+            Ok(finished) => exit_code_of(&finished.ended.how),
+            Err(_) => crate::cli::MIDGE_FAILED,
+        };
+        let reviewed = match &ended {
+            Ok(_) => self.bring_back(&sandbox, &authority.policy, &recorder, outcome).await,
+            Err(_) => Ok(()),
+        };
+        sandbox.kill().await;
+        self.close(&recorder, &ended?, code, outcome)?;
+        reviewed.map(|()| code)
+    }
+
+    fn task(&self, replay: Option<&Replay>) -> Result<String, Error> {
+        let recorded = replay.and_then(Replay::started).map(|started| started.task.clone());
+        let text = match (&self.args.task, &self.args.task_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(file)) => read_task(file)?,
+            (None, None) => recorded.unwrap_or_default(),
+        };
+        if text.trim().is_empty() {
+            let accepted = "words that say what is to be done (--task, --task-file)".to_owned();
+            return Err(Error::Setting { what: "the task", value: "empty".to_owned(), accepted });
+        }
+        Ok(text)
+    }
+
+    /// The machine that the policy describes.
+    async fn sandbox(&self, policy: &Policy) -> Result<Sandbox, Error> {
+        let place = Where::Auto.allowing(self.args.allow_missing.clone());
+        if let Some(name) = &self.args.template {
+            return Template::open(name)?.start(place, false).await;
+        }
+        let limits = policy.limits();
+        let watch: Arc<dyn Watch> = if self.args.json { Arc::new(Silent) } else { Arc::new(Bar::new()) };
+        let mut builder = Sandbox::builder().place(place).watch(watch);
+        builder = builder.mem_mib(limits.memory_mib).cpus(limits.vcpus).disk_mib(limits.disk_mib);
+        if policy.children().allowed {
+            builder = builder.forkable();
+        }
+        if let Some(image) = &self.args.image {
+            builder = builder.image(image);
+        }
+        if let Some(dir) = self.args.workspace.as_ref().and_then(|workspace| workspace.dir.as_ref()) {
+            builder = builder.workspace(dir);
+        }
+        builder.start().await
+    }
+
+    /// What the loop is told.
+    fn turn(&self, sandbox: &Sandbox, authority: &Authority, task: String) -> Run {
+        Run {
+            task,
+            instructions: String::new(),
+            wire: authority.wire,
+            model: authority.model.clone(),
+            base_url: agent::BASE_URL.to_owned(),
+            max_output_tokens: self.args.max_output_tokens,
+            context_tokens: self.args.context_tokens,
+            cwd: if sandbox.workspace().is_some() { WORKSPACE } else { HOME }.to_owned(),
+            tools: authority.tools(),
+            mcp: Vec::new(),
+            left: authority.left(),
+        }
+    }
+
+    /// The broker and the loop, to the loop's end.
+    async fn agent(
+        &self,
+        sandbox: &Sandbox,
+        authority: &Authority,
+        run: Run,
+        replay: Option<Replay>,
+        secrets: Secrets,
+        recorder: &Recorder,
+    ) -> Result<Finished, Error> {
+        let setting_up = |error: midge_broker::tls::TlsError| Error::prepare("the broker", Fault::Host, error);
+        let ledger = Ledger::new(&authority.left());
+        recorder.note(&Entry::Started(Box::new(self.started(authority, &run, replay.as_ref())))).map_err(unrecorded)?;
+        let certificates = Arc::new(CertificateAuthority::new(sandbox.id()).map_err(setting_up)?);
+        let roots = midge_broker::tls::roots(&[]).map_err(setting_up)?;
+        let pem = certificates.pem().to_owned();
+        let differences = Arc::new(Mutex::new(Vec::new()));
+        let policy = watch::Sender::new(Arc::new(authority.policy.clone()));
+        let approver = approve::approver(self.args.approve, self.args.json);
+        let broker = Broker::new(Given {
+            ask: AskDoor::new(approver, recorder.clone(), policy.subscribe()),
+            told: ToldDoor::new(recorder.clone(), ledger.clone()),
+            child: None,
+            peer: None,
+            policy,
+            ledger: ledger.clone(),
+            recorder: recorder.clone(),
+            secrets,
+            authority: certificates,
+            roots,
+            resolve: Arc::new(System),
+            dial: Arc::new(System),
+            replay: replay.map(|replay| Playback::new(replay, told_to(&differences))),
+        })
+        .map_err(setting_up)?;
+        let attended = agent::attend(sandbox, broker, &pem).await?;
+        let shown = (!self.args.json).then(|| progress::show(recorder));
+        let turning = agent::start(sandbox, &run, &ledger, recorder).await?;
+        self.target.set(Some(turning.controls()));
+        let ended = turning.ended().await?;
+        drop(attended);
+        if let Some(shown) = shown {
+            shown.end().await;
+        }
+        let differences = std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(Finished { ended, ledger, differences })
+    }
+
+    fn started(&self, authority: &Authority, run: &Run, replay: Option<&Replay>) -> Started {
+        let provider = authority.policy.model().map(|model| format!("{:?}", model.provider).to_lowercase());
+        let versions = [("midge".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
+        Started {
+            task: run.task.clone(),
+            policy: authority.policy.to_toml(),
+            provider: provider.unwrap_or_default(),
+            model: run.model.clone(),
+            template: self.args.template.clone(),
+            parent: None,
+            replay_of: replay.map(|replay| replay.run().to_owned()),
+            budget: run.left,
+            versions: versions.into(),
+        }
+    }
+
+    /// Shows what changed in the workspace, and applies what is to be applied and the policy lets through.
+    async fn bring_back(
+        &self,
+        sandbox: &Sandbox,
+        policy: &Policy,
+        recorder: &Recorder,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        let Some(workspace) = sandbox.workspace() else { return Ok(()) };
+        let asked = self.args.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode);
+        // Without a policy the flag is the user's whole word.
+        let mode = if self.args.policy.is_some() { at_most(asked, policy.workspace().mode) } else { asked };
+        let changes = workspace.collect().await?;
+        let dir = workspace.dir().to_owned();
+        let options = ApplyOptions {
+            allow_git_internals: self.args.allow_git_internals,
+            allow_outside_links: self.args.allow_outside_links,
+            ..ApplyOptions::default()
+        };
+        let asked = Asked { mode, options, again: format!("{}:apply", dir.display()), quiet: self.args.json };
+        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, asked)).await;
+        let reviewed: Reviewed = match reviewed {
+            Ok(reviewed) => reviewed?,
+            Err(error) => return Err(Error::prepare("review", Fault::Midge, error)),
+        };
+        let entry = Entry::Changes { changed: changed(&reviewed.changes), applied: reviewed.applied.is_some() };
+        recorder.note(&entry).map_err(unrecorded)?;
+        outcome.put("changes", reviewed.changes);
+        outcome.put("diff", reviewed.diff);
+        outcome.put("applied", reviewed.applied.is_some());
+        Ok(())
+    }
+
+    /// The last lines: of the transcript, and to the user.
+    fn close(&self, recorder: &Recorder, finished: &Finished, code: u8, outcome: &mut Outcome) -> Result<(), Error> {
+        let Finished { ended, ledger, differences } = finished;
+        let (how, spent) = (word_of(&ended.how), ledger.spent());
+        let entry = Entry::Ended { how: how.clone(), exit_code: code, text: ended.text.clone(), spent };
+        recorder.note(&entry).map_err(unrecorded)?;
+        let root = recorder.finish().map_err(unrecorded)?;
+        outcome.put("ended", how.clone());
+        outcome.put("text", printable(&ended.text));
+        outcome.put("spent", json!(spent));
+        outcome.put("root", root.to_string());
+        if self.args.replay.is_some() {
+            outcome.put("differences", differences.iter().map(difference_json).collect::<Vec<_>>());
+        }
+        if !self.args.json {
+            if self.args.replay.is_some() {
+                progress::differences(differences);
+            }
+            progress::last_words(&how, &ended.text, &spent);
+            say(&format!("recorded in {}; `midge log show {}`", recorder.path().display(), run_name(recorder.path())));
+        }
+        Ok(())
+    }
+}
+
+/// Keeps differences of a replay until the run is over.
+fn told_to(differences: &Arc<Mutex<Vec<Difference>>>) -> impl Fn(Difference) + Send + Sync + 'static {
+    let differences = Arc::clone(differences);
+    move |difference| differences.lock().unwrap_or_else(PoisonError::into_inner).push(difference)
+}
+
+fn run_name(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// The lesser of what is asked for and what the policy lets become of changes.
+fn at_most(asked: Mode, allowed: midge_policy::Mode) -> Mode {
+    match (asked, allowed) {
+        (Mode::Discard, _) | (_, midge_policy::Mode::Discard) => Mode::Discard,
+        (Mode::Review, _) | (_, midge_policy::Mode::Review) => Mode::Review,
+        (Mode::Apply, midge_policy::Mode::Apply) => Mode::Apply,
+    }
+}
+
+fn changed(changes: &Value) -> Vec<String> {
+    let all = changes["changes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let letter = |change: &Value| match change["kind"].as_str() {
+        Some("added") => "A",
+        Some("removed") => "D",
+        _ => "M",
+    };
+    all.iter().map(|change| format!("{} {}", letter(change), change["path"].as_str().unwrap_or("?"))).collect()
+}
+
+fn exit_code_of(how: &End) -> u8 {
+    match how {
+        End::Done => 0,
+        End::Failed => 1,
+        End::Budget(_) => 3,
+        End::Denied => 4,
+        End::Cancelled => 130,
+    }
+}
+
+fn word_of(how: &End) -> String {
+    match how {
+        End::Done => "done".to_owned(),
+        End::Budget(which) => format!("budget: {which}"),
+        End::Denied => "denied".to_owned(),
+        End::Cancelled => "cancelled".to_owned(),
+        End::Failed => "failed".to_owned(),
+    }
+}
+
+/// Commands that print a secret may take their time.
+async fn read_secrets(policy: &Policy, model: bool) -> Result<Secrets, Error> {
+    let policy = policy.clone();
+    let read = tokio::task::spawn_blocking(move || Secrets::read(&policy, model)).await;
+    let read = read.map_err(|error| Error::prepare("secrets", Fault::Midge, error))?;
+    read.map_err(|error| Error::prepare("a secret of the policy", Fault::User, error))
+}
+
+fn open_replay(named: &str) -> Result<Replay, Error> {
+    let path = runs::find(Path::new(named))
+        .map_err(|error| Error::prepare("the transcript (--replay)", Fault::User, error))?;
+    let failed = |error: &dyn std::error::Error| {
+        Error::prepare("the transcript (--replay)", Fault::User, format!("{}: {}", path.display(), chain(error)))
+    };
+    let file = File::open(&path).map_err(|error| failed(&error))?;
+    Replay::read(BufReader::new(file)).map_err(|error| failed(&error))
+}
+
+fn read_task(path: &Path) -> Result<String, Error> {
+    let refused = |value: String| Error::Setting {
+        what: "the task (--task-file)",
+        value,
+        accepted: format!("a file of UTF-8 text, at most {} KiB", TASK_MAX_BYTES >> 10),
+    };
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(TASK_MAX_BYTES + 1).read_to_string(&mut text));
+    match read {
+        Ok(len) if len as u64 > TASK_MAX_BYTES => Err(refused(format!("{}, which is longer", path.display()))),
+        Ok(_) => Ok(text),
+        Err(error) => Err(refused(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn unrecorded(error: midge_record::RecordError) -> Error {
+    Error::prepare("the run's transcript", Fault::Host, error)
+}
