@@ -25,8 +25,9 @@ mod veil;
 use std::io;
 use std::sync::Arc;
 
-use midge_policy::{Endpoint, Policy, Provider};
+use midge_policy::{Bytes, Endpoint, Money, Period, Policy, Problems, Provider};
 use midge_protocol::Door;
+use midge_protocol::broker::Left;
 use midge_record::{Entry, RecordError, Recorder};
 use tokio::sync::watch;
 use tokio_rustls::rustls::RootCertStore;
@@ -151,15 +152,42 @@ impl Broker {
         }
     }
 
-    /// Puts a narrower policy in force, at once: open connections that it would not allow are ended. That it is narrower is for
-    /// the caller to prove ([`Policy::narrow`] does).
+    /// Narrows the policy to what `change` allows as well, and the budgets to its, at once: connections that are open and not
+    /// allowed any more are ended. Nothing becomes wider, whatever `change` says.
     ///
     /// # Errors
-    /// It could not be recorded.
-    pub fn narrow(&self, policy: Policy) -> Result<(), RecordError> {
+    /// The common part is no policy, or it could not be recorded; nothing is changed then.
+    pub fn narrow(&self, change: &Policy) -> Result<(), NarrowError> {
+        let policy = self.shared.policy().narrow(change)?;
         self.shared.note(&Entry::Narrowed { policy: policy.to_toml() })?;
+        self.shared.ledger.narrow(&budgets(&policy));
         self.shared.set_policy(policy);
         Ok(())
+    }
+}
+
+/// Why a policy was not narrowed.
+#[derive(Debug, thiserror::Error)]
+pub enum NarrowError {
+    /// What both allow cannot be written down.
+    #[error(transparent)]
+    Policy(#[from] Problems),
+    /// The change could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// The budgets of a policy, for a [`ledger::Ledger`].
+#[must_use]
+pub fn budgets(policy: &Policy) -> Left {
+    let budget = policy.budget();
+    Left {
+        turns: budget.turns,
+        tool_calls: budget.tool_calls,
+        tokens: budget.tokens,
+        money_micros: budget.money_usd.map(Money::micros),
+        wall_ms: budget.wall.map(Period::as_ms),
+        egress_bytes: budget.egress.map(Bytes::get),
     }
 }
 

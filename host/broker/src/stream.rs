@@ -1,17 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a door is served on: any stream of bytes in both directions, and streams with bytes that were read ahead of them.
 
+use std::any::Any;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 /// A connection, whatever carries it. Dropping it closes both directions; `poll_shutdown` closes the writing one only.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// The socket that it is, if it is one and nothing else: between two of them bytes can be moved by the kernel.
+    fn socket(&self) -> Option<Socket<'_>>;
+}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {
+    fn socket(&self) -> Option<Socket<'_>> {
+        let any: &dyn Any = self;
+        let tcp = any.downcast_ref::<TcpStream>().map(Socket::Tcp);
+        tcp.or_else(|| any.downcast_ref::<UnixStream>().map(Socket::Unix))
+    }
+}
+
+/// A socket of the host.
+#[derive(Debug, Clone, Copy)]
+pub enum Socket<'a> {
+    /// To the network, or to a program of this machine.
+    Tcp(&'a TcpStream),
+    /// To a monitor.
+    Unix(&'a UnixStream),
+}
+
+impl Socket<'_> {
+    /// Does `work` as soon as the socket is ready for it; again when it would have blocked.
+    pub(crate) async fn when<R>(self, ready: Interest, work: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        match self {
+            Self::Tcp(socket) => socket.async_io(ready, work).await,
+            Self::Unix(socket) => socket.async_io(ready, work).await,
+        }
+    }
+}
+
+impl AsFd for Socket<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
 
 /// A connection of a kind that is not known when it is compiled.
 pub type AnyStream = Box<dyn Stream>;

@@ -1,42 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bytes of a tunnel, unseen, both ways at once: each way ends by itself (half-close), both end when nothing has passed for a
-//! time, when a limit is reached, or when one fails.
+//! time, when a limit is reached, or when one fails. Between two sockets the kernel moves them, so that they are never copied
+//! into this process.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use bytes::BytesMut;
+use rustix::net::Shutdown;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 
 use super::admit::Pass;
-use crate::stream::AnyStream;
+use crate::stream::{AnyStream, Socket};
 
 /// Bytes that are moved at once.
 const BUFFER_BYTES: usize = 256 << 10;
 /// How long a tunnel may be silent in both directions.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Moves bytes between the guest and a server until both ways are at their ends. What passed is in `pass`, whatever happens.
+/// Moves bytes between the guest and a server, `ahead` first, until both ways are at their ends. What passed is in `pass`, whatever
+/// happens.
 ///
 /// # Errors
 /// A side failed, a limit was reached, or nothing passed for [`IDLE_TIMEOUT`].
-pub(super) async fn relay(guest: AnyStream, server: AnyStream, pass: &mut Pass) -> io::Result<()> {
-    let (sent, received) = (AtomicU64::new(pass.sent), AtomicU64::new(pass.received));
-    let done = {
-        let (guest_read, guest_write) = tokio::io::split(guest);
-        let (server_read, server_write) = tokio::io::split(server);
-        let (there, back) =
-            (one_way(guest_read, server_write, &sent, pass), one_way(server_read, guest_write, &received, pass));
-        tokio::select! {
-            done = async { tokio::try_join!(there, back) } => done.map(|_| ()),
-            error = silence(&sent, &received) => Err(error),
-        }
+pub(super) async fn relay(guest: AnyStream, ahead: BytesMut, mut server: AnyStream, pass: &mut Pass) -> io::Result<()> {
+    pass.charge(ahead.len() as u64)?;
+    server.write_all(&ahead).await?;
+    server.flush().await?;
+    let (sent, received) = (AtomicU64::new(ahead.len() as u64), AtomicU64::new(0));
+    let done = tokio::select! {
+        done = both_ways(guest, server, &sent, &received, pass) => done,
+        error = silence(&sent, &received) => Err(error),
     };
     (pass.sent, pass.received) = (sent.into_inner(), received.into_inner());
     done
 }
 
-async fn one_way(
+async fn both_ways(
+    guest: AnyStream,
+    server: AnyStream,
+    sent: &AtomicU64,
+    received: &AtomicU64,
+    pass: &Pass,
+) -> io::Result<()> {
+    // The stream in the box is asked, not the box.
+    if let (Some(one), Some(other)) = ((*guest).socket(), (*server).socket()) {
+        let ways = tokio::try_join!(spliced(one, other, sent, pass), spliced(other, one, received, pass));
+        return ways.map(|_| ());
+    }
+    let (guest_read, guest_write) = tokio::io::split(guest);
+    let (server_read, server_write) = tokio::io::split(server);
+    let there = copied(guest_read, server_write, sent, pass);
+    let back = copied(server_read, guest_write, received, pass);
+    tokio::try_join!(there, back).map(|_| ())
+}
+
+/// One way between two sockets: through a pipe, in the kernel.
+async fn spliced(from: Socket<'_>, to: Socket<'_>, moved: &AtomicU64, pass: &Pass) -> io::Result<()> {
+    let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // A smaller one will do: no more is taken than it holds.
+    let _ = fcntl_setpipe_size(&into, BUFFER_BYTES);
+    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    loop {
+        let taken = from.when(Interest::READABLE, || Ok(splice(from, None, &into, None, BUFFER_BYTES, flags)?)).await?;
+        if taken == 0 {
+            // The other side may have closed already; what it still says is read on.
+            let _ = rustix::net::shutdown(to, Shutdown::Write);
+            return Ok(());
+        }
+        pass.charge(taken as u64)?;
+        let mut left = taken;
+        while left > 0 {
+            left -= to.when(Interest::WRITABLE, || Ok(splice(&out, None, to, None, left, flags)?)).await?;
+        }
+        moved.fetch_add(taken as u64, Ordering::Relaxed);
+    }
+}
+
+/// One way between any two streams.
+async fn copied(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     moved: &AtomicU64,
@@ -64,7 +108,8 @@ async fn silence(sent: &AtomicU64, received: &AtomicU64) -> io::Error {
     loop {
         tokio::time::sleep(IDLE_TIMEOUT).await;
         if before == now() {
-            return io::Error::new(io::ErrorKind::TimedOut, format!("nothing passed for {} s", IDLE_TIMEOUT.as_secs()));
+            let why = format!("nothing passed for {} s", IDLE_TIMEOUT.as_secs());
+            return io::Error::new(io::ErrorKind::TimedOut, why);
         }
         before = now();
     }

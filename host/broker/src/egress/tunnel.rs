@@ -152,9 +152,8 @@ impl EgressDoor {
         server: AnyStream,
         request: &Request,
     ) -> io::Result<()> {
-        let guest: AnyStream = if ahead.is_empty() { guest } else { Box::new(Rewound::new(ahead, guest)) };
         let done = tokio::select! {
-            done = relay(guest, server, &mut pass) => done,
+            done = relay(guest, ahead, server, &mut pass) => done,
             () = self.shared.revoked(|policy| admit::is_allowed(policy, request)) => {
                 Err(io::Error::other("the policy was narrowed"))
             }

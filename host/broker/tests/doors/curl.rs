@@ -72,9 +72,10 @@ async fn curl_passes_in_the_clear_blind_and_inspected() {
     let world = Setting { ca: Some(&ca), ..Setting::new(&rule(secure.port, more)) }.world();
     std::fs::write(bundle, world.authority.pem()).unwrap();
     let proxy = listen(&world, Door::Egress).await;
-    let said =
-        curl(proxy, &["--cacert", bundle, &url, "--next", "--cacert", bundle, "--data", "x", &url]).await.unwrap();
-    assert_eq!((said.0, said.1.as_str()), (0, "GETPOST"), "{}", said.2);
+    let said = curl(proxy, &["--cacert", bundle, &url, &url]).await.unwrap();
+    assert_eq!((said.0, said.1.as_str()), (0, "GETGET"), "{}", said.2);
+    let said = curl(proxy, &["--cacert", bundle, "--data", "x", &url]).await.unwrap();
+    assert_eq!((said.0, said.1.as_str()), (0, "POST"), "{}", said.2);
     let other = format!("https://files.test:{}/other", secure.port);
     let said = curl(proxy, &["--cacert", bundle, &other]).await.unwrap();
     assert!(said.0 == 0 && said.1.contains("\"status\":403"), "{said:?}");

@@ -302,7 +302,7 @@ async fn a_narrowed_policy_ends_what_is_open_at_once() {
     let mut stream = world.open(Door::Egress);
     stream.write_all(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
     assert!(head(&mut stream).await.starts_with("HTTP/1.1 200"));
-    world.broker.narrow(midge_policy::Policy::parse("version = 1", "test").unwrap()).unwrap();
+    world.broker.narrow(&midge_policy::Policy::parse("version = 1", "test").unwrap()).unwrap();
     assert_eq!(all(&mut stream).await, "first");
     assert!(world.get(&format!("http://{host}/")).await.starts_with("HTTP/1.1 403"));
     world.entries("narrowed", 1).await;

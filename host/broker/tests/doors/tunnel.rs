@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use midge_protocol::Door;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::rustls::ServerConfig;
 
@@ -109,6 +110,44 @@ async fn each_way_ends_by_itself() {
     assert_eq!(all(&mut stream).await, "got 300000");
 }
 
+/// The same between two sockets of the host, which the kernel moves bytes between.
+#[tokio::test]
+async fn bytes_between_sockets_are_the_same_bytes_and_each_way_ends_by_itself() {
+    let site = Site::with(None, |mut stream, _| async move {
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await?;
+        stream.write_all(&Sha256::digest(&got)).await?;
+        stream.write_all(&got).await?;
+        stream.shutdown().await
+    })
+    .await;
+    let sent: Vec<u8> = (0..3_000_001_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let world = World::new(&rule(site.port, "\"tcp\"", ""));
+    let (near, far) = tokio::net::UnixStream::pair().unwrap();
+    let broker = world.broker.clone();
+    tokio::spawn(async move { broker.serve(Door::Egress, far).await });
+    let (mut read, mut write) = near.into_split();
+    let authority = format!("files.test:{}", site.port);
+    // Sent ahead of the answer to CONNECT: it must come through as well.
+    write.write_all(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await.unwrap();
+    let sending = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let receiving = async {
+        assert!(head(&mut read).await.starts_with("HTTP/1.1 200"));
+        let mut got = Vec::new();
+        tokio::time::timeout(PATIENCE, read.read_to_end(&mut got)).await.expect("an end").unwrap();
+        got
+    };
+    let ((), got) = tokio::join!(sending, receiving);
+    assert_eq!(got.len(), sent.len() + 32);
+    assert_eq!(Sha256::digest(&sent)[..], got[..32]);
+    assert!(got[32..] == sent[..]);
+    let ended = &world.entries("egress_ended", 1).await[0];
+    assert_eq!((&ended["sent_bytes"], &ended["received_bytes"]), (&sent.len().into(), &got.len().into()));
+}
+
 #[tokio::test]
 async fn refused_and_absent_servers_are_told_before_the_tunnel_is_open() {
     let world = World::new(&rule(9, "\"https\"", ""));
@@ -169,7 +208,7 @@ async fn a_narrowed_policy_ends_a_tunnel() {
     let site = Site::with(None, |mut stream, _| async move { stream.read_u8().await.map(drop) }).await;
     let world = World::new(&rule(site.port, "\"tcp\"", ""));
     let (mut stream, _) = world.connect(&format!("files.test:{}", site.port)).await;
-    world.broker.narrow(midge_policy::Policy::parse("version = 1", "test").unwrap()).unwrap();
+    world.broker.narrow(&midge_policy::Policy::parse("version = 1", "test").unwrap()).unwrap();
     assert_eq!(all(&mut stream).await, "");
 }
 
