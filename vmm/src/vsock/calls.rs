@@ -50,6 +50,8 @@ impl VsockWorker {
                 Err(_) => {
                     self.mux.counts.add(Event::HostFault);
                     self.poller.remove(&self.doorman);
+                    // Whoever asks from now on is refused at once, and does not wait in vain.
+                    self.doorman.hang_up();
                     for (ports, _) in std::mem::take(&mut self.calls).into_iter().flatten() {
                         self.mux.refuse(ports);
                     }

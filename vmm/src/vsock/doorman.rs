@@ -18,7 +18,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, shutdown,
+    socketpair,
 };
 
 /// Bytes of a question, and of an answer.
@@ -51,6 +52,12 @@ impl Doorman {
     pub fn ask(&self, port: u32) -> io::Result<()> {
         send(&self.socket, &port.to_le_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())
+    }
+
+    /// Asks nothing more: every later question is an error.
+    pub fn hang_up(&self) {
+        // Of a line that is gone there is nothing left to close.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// The next answer, if it is there: a socket, or why there is none.

@@ -239,6 +239,18 @@ fn without_a_doorman_everything_is_refused_and_clients_are_served_on() {
     drop(client);
 }
 
+#[test]
+fn a_doorman_that_makes_no_sense_is_not_asked_again() {
+    let mut rig = Rig::new();
+    ask(&mut rig, 1..3);
+    rustix::net::send(&rig.doorman, &[1, 2, 3], rustix::net::SendFlags::NOSIGNAL).unwrap();
+    rig.worker.on_doorman();
+    assert_eq!(rig.worker.counts().of(Event::HostFault), 1);
+    ask(&mut rig, 3..8);
+    assert!(!rig.worker.has_calls(), "nobody waits for an answer that never comes");
+    assert_eq!(rig.ops(), [RST; 7]);
+}
+
 /// Nothing wakes the worker for a while.
 fn assert_sleeps(rig: &mut Rig) {
     rig.turn();
