@@ -41,7 +41,7 @@ pub const EXTRA_MSRS_MAX: usize = 64;
 pub enum ConfigError {
     /// The document is not JSON of the expected shape.
     #[error("configuration: {0}; the fields are listed by `midge-vmm --help`")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// A value lies outside its range.
     #[error("configuration: {field} is {value}; accepted: {accepted}")]
     Value {
@@ -195,7 +195,7 @@ impl VmmConfig {
     /// # Errors
     /// [`ConfigError`] names the first field that is wrong, its value and what is accepted.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
-        Self::check(serde_json::from_slice(text)?, sys::host_memory_bytes() >> 20)
+        Self::check(serde_json::from_slice(text).map_err(ConfigError::Json)?, sys::host_memory_bytes() >> 20)
     }
 
     fn check(doc: Document, host_mib: u64) -> Result<Self, ConfigError> {

@@ -30,7 +30,7 @@ impl Fixture {
     }
 
     fn check(&self) -> Result<VmmConfig, ConfigError> {
-        let doc = serde_json::from_slice(self.doc.to_string().as_bytes())?;
+        let doc = serde_json::from_slice(self.doc.to_string().as_bytes()).map_err(ConfigError::Json)?;
         VmmConfig::check(doc, HOST_MIB)
     }
 
@@ -115,7 +115,9 @@ fn vcpus_outside_their_range_are_refused_with_value_and_range() {
 #[test]
 fn negative_fractional_and_textual_numbers_are_refused() {
     for bad in [json!(-1), json!(1.5), json!("128"), Value::Null] {
-        assert!(matches!(Fixture::new().with("mem_mib", bad).check(), Err(ConfigError::Json(_))));
+        let error = Fixture::new().with("mem_mib", bad).check().unwrap_err();
+        assert!(matches!(error, ConfigError::Json(_)));
+        assert!(std::error::Error::source(&error).is_none(), "its text has told the cause already: {error}");
     }
 }
 
