@@ -115,6 +115,8 @@ impl fmt::Display for End {
             write!(f, ": {}", printable(&self.detail))?;
         } else if let Some(line) = self.stderr_tail.lines().last() {
             write!(f, ": {}", printable(line))?;
+        } else if matches!(self.cause, Cause::Code(_)) {
+            f.write_str("; is midge-vmm, or what MIDGE_VMM names, the monitor that came with this midge?")?;
         }
         Ok(())
     }
@@ -161,6 +163,7 @@ mod tests {
         assert_eq!(killed.to_string(), "the monitor was killed by SIGKILL (9)");
         let mut left = End::from_status(ExitStatus::from_raw(3 << 8));
         assert_eq!(left.cause, Cause::Code(3));
+        assert!(left.to_string().contains("no word; is midge-vmm, or what MIDGE_VMM names"), "{left}");
         left.stderr_tail = "first\nopening /dev/kvm: denied\n".into();
         assert!(left.to_string().ends_with("no word: opening /dev/kvm: denied"), "{left}");
         assert!(!left.is_guests_doing());
