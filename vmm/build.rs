@@ -15,7 +15,7 @@ use seccompiler::{BpfProgram, TargetArch, compile_from_json, sock_filter};
 const KINDS: [&str; 7] = ["keeper", "first", "main", "vcpu", "block", "resident", "no-clone3"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../seccomp");
+    let policies = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../seccomp");
     let out = std::env::var_os("OUT_DIR").ok_or("cargo did not set OUT_DIR")?;
     for kind in KINDS {
         let path = policies.join(kind).with_extension("json");

@@ -22,7 +22,9 @@ pub fn transcript(data: &[u8]) {
     assert!(!matches!(page, Err(ShowError::Write(_))), "a sink has room");
     if let Ok(mut replay) = Replay::read(data) {
         // Whatever it answers, or why not.
-        let _ = replay.answer("/v1/messages", &serde_json::Value::Null).map(|(answer, differ)| (answer.status, differ.len()));
+        let _ = replay
+            .answer("/v1/messages", &serde_json::Value::Null)
+            .map(|(answer, differ)| (answer.status, differ.len()));
     }
     recorded(data);
 }

@@ -18,6 +18,8 @@
 mod chain;
 mod entry;
 mod export;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod mask;
 mod read;
 mod recorder;

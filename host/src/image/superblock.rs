@@ -59,14 +59,17 @@ pub(super) fn identify(head: &[u8], actual_bytes: u64) -> Result<FileSystem, Pro
 
 /// Superblock: `blkszbits` at 12, `blocks` at 36.
 fn erofs_bytes(head: &[u8]) -> Option<u64> {
-    let block_bits = *head.get(1024 + 12)?;
-    u64::from(le32(head, 1024 + 36)?).checked_shl(u32::from(block_bits).min(63))
+    Some(bytes_of(le32(head, 1024 + 36)?.into(), (*head.get(1024 + 12)?).into()))
 }
 
 /// Superblock: `s_blocks_count_lo` at 4, `s_log_block_size` at 24. (Images beyond 2^32 blocks are not checked.)
 fn ext4_bytes(head: &[u8]) -> Option<u64> {
-    let log_kib = le32(head, 1024 + 24)?;
-    u64::from(le32(head, 1024 + 4)?).checked_mul(1024)?.checked_mul(1_u64.checked_shl(log_kib)?)
+    Some(bytes_of(u64::from(le32(head, 1024 + 4)?) * 1024, le32(head, 1024 + 24)?))
+}
+
+/// `count` units of `2^bits`: no file is as long as what 64 bits do not hold.
+fn bytes_of(count: u64, bits: u32) -> u64 {
+    count.saturating_mul(1_u64.checked_shl(bits).unwrap_or(u64::MAX))
 }
 
 /// What the file rather looks like.
@@ -131,12 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn absurd_geometry_is_refused_or_ignored_but_never_a_panic() {
-        let mut wild = erofs(u32::MAX);
-        wild[1036] = 255;
-        assert!(identify(&wild, 1 << 40).is_err());
+    fn absurd_geometry_is_refused_and_never_a_panic() {
+        // 2^9 blocks of 2^63 bytes are 2^72 bytes: what 64 bits of them hold is nothing.
+        for (blocks, bits) in [(u32::MAX, 255), (1 << 9, 63), (1, 64)] {
+            let mut wild = erofs(blocks);
+            wild[1036] = bits;
+            assert!(identify(&wild, 1 << 40).is_err(), "{blocks} blocks of 2^{bits}");
+        }
         let ext4 = head(&[(1080, &[0x53, 0xef]), (1028, &[0xff; 4]), (1048, &[0xff; 4])]);
-        assert_eq!(identify(&ext4, 4096), Ok(FileSystem::Ext4));
+        assert!(identify(&ext4, 4096).is_err());
     }
 
     #[test]
