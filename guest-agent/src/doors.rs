@@ -97,11 +97,8 @@ fn open_one(door: Door, dir: &Path, is_guest: bool, host: &Host, gate: &'static 
     let socket = bind(dir, &path).map_err(named(path.display().to_string()))?;
     let mut entrances = vec![Entrance::Unix(socket)];
     if let Some(port) = door.loopback().filter(|_| is_guest) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(named(format!("127.0.0.1:{port}")))?;
+        let listener = bind_loopback(port).map_err(named(format!("127.0.0.1:{port}")))?;
         entrances.push(Entrance::Tcp(listener));
-    }
-    for entrance in &entrances {
-        set_nonblocking_entrance(entrance).map_err(named("its sockets".to_owned()))?;
     }
     let host = host.clone();
     let serve = move || serve(&entrances, door, &host, gate);
@@ -113,18 +110,18 @@ fn open_one(door: Door, dir: &Path, is_guest: bool, host: &Host, gate: &'static 
     Ok(())
 }
 
-fn set_nonblocking_entrance(entrance: &Entrance) -> io::Result<()> {
-    match entrance {
-        Entrance::Tcp(listener) => listener.set_nonblocking(true),
-        Entrance::Unix(listener) => listener.set_nonblocking(true),
-    }
-}
-
 /// A socket that every user of the guest may connect to.
 fn bind(dir: &Path, path: &Path) -> io::Result<UnixListener> {
     fs::create_dir_all(dir)?;
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    set_nonblocking(&listener)?;
+    Ok(listener)
+}
+
+fn bind_loopback(port: u16) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    set_nonblocking(&listener)?;
     Ok(listener)
 }
 

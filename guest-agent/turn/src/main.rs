@@ -24,12 +24,10 @@ use signal_hook::flag;
 
 /// Most bytes of a [`Run`].
 const RUN_MAX_BYTES: u64 = 16 << 20;
-/// Exit code of a run that was cancelled, as shells say SIGINT.
-const CANCELLED: u8 = 130;
 
 fn main() -> ExitCode {
     match run() {
-        Ok(end) => ExitCode::from(code(&end)),
+        Ok(end) => ExitCode::from(end.exit_code()),
         Err(error) => {
             let mut text = format!("midge-turn: {error}");
             let mut source = error.source();
@@ -43,21 +41,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn code(end: &End) -> u8 {
-    match end {
-        End::Done => 0,
-        End::Failed => 1,
-        End::Budget(_) => 3,
-        End::Denied => 4,
-        End::Cancelled => CANCELLED,
-    }
-}
-
 fn run() -> Result<End, Box<dyn std::error::Error>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The order matters: the first signal sets the flag, the second finds it set.
-        flag::register_conditional_shutdown(signal, i32::from(CANCELLED), Arc::clone(&stop))?;
+        flag::register_conditional_shutdown(signal, i32::from(End::Cancelled.exit_code()), Arc::clone(&stop))?;
         flag::register(signal, Arc::clone(&stop))?;
     }
     let mut text = String::new();

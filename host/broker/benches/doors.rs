@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use midge_protocol::Door;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
-use kit::{Site, World, answer, head};
+use kit::{Site, World, answer, head, listen};
 
 const BODY: &str = r#"{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"hi"}]}"#;
 const PIECE: usize = 256 << 10;
@@ -27,21 +27,6 @@ async fn main() {
     let (requests, mebibytes) = (numbers.first().copied().unwrap_or(2000), numbers.get(1).copied().unwrap_or(1024));
     latency(requests).await;
     throughput(mebibytes).await;
-}
-
-/// Lets programs of this machine in, as the guest's agent does.
-async fn listen(world: &World, door: Door) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let broker = world.broker.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            stream.set_nodelay(true).unwrap();
-            let broker = broker.clone();
-            tokio::spawn(async move { broker.serve(door, stream).await });
-        }
-    });
-    port
 }
 
 async fn open(port: u16) -> TcpStream {

@@ -247,7 +247,7 @@ impl ModelDoor {
         let value = |text: &str| HeaderValue::from_str(text).map_err(|error| Refusal::Malformed(error.to_string()));
         let named = named_by_connection(guest);
         for (name, content) in guest {
-            if !is_not_passed(name) && !is_hop_by_hop(name.as_str()) && !named.contains(&name.as_str().to_owned()) {
+            if !is_not_passed(name) && !is_for_one_hop(name, &named) {
                 headers.append(name, content.clone());
             }
         }
@@ -269,11 +269,9 @@ impl ModelDoor {
     /// Headers of the guest's answer: the provider's, without what is for one hop, without an echo of the key.
     fn clean(&self, headers: &mut HeaderMap) {
         let named = named_by_connection(headers);
-        let names: Vec<HeaderName> = headers.keys().cloned().collect();
+        let names: Vec<HeaderName> = headers.keys().filter(|name| is_for_one_hop(name, &named)).cloned().collect();
         for name in names {
-            if is_hop_by_hop(name.as_str()) || named.contains(&name.as_str().to_owned()) {
-                headers.remove(name);
-            }
+            headers.remove(name);
         }
         for value in headers.values_mut() {
             let mut covered = value.as_bytes().to_vec();
@@ -306,6 +304,11 @@ fn is_not_passed(name: &HeaderName) -> bool {
         || identity.contains(&name)
         || name.starts_with("x-forwarded-")
         || name.starts_with("proxy-")
+}
+
+/// Whether a header ends here: it is of that kind, or among those that `Connection` has `named`.
+fn is_for_one_hop(name: &HeaderName, named: &[String]) -> bool {
+    is_hop_by_hop(name.as_str()) || named.iter().any(|one| one == name.as_str())
 }
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {

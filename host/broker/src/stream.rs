@@ -5,10 +5,11 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection, whatever carries it. Dropping it closes both directions; `poll_shutdown` closes the writing one only.
@@ -111,10 +112,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     }
 }
 
+/// Passes on what comes from `from`, at most `buffer_bytes` at once, to the end of that direction. `may` is asked before each piece goes
+/// on; what went is counted in `moved`.
+///
+/// # Errors
+/// A side failed, or `may` refused.
+pub(crate) async fn pass_on(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    buffer_bytes: usize,
+    moved: &AtomicU64,
+    may: impl Fn(u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; buffer_bytes];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            // The other side may have closed already; what it still says is read on.
+            let _ = to.shutdown().await;
+            return Ok(());
+        }
+        may(length as u64)?;
+        to.write_all(&buffer[..length]).await?;
+        to.flush().await?;
+        moved.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt as _;
 
     #[tokio::test]
     async fn what_was_read_ahead_is_read_again_first() {

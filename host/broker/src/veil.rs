@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
-
-/// Shortest secret that is looked for, in bytes; shorter ones are refused before a run starts (midge-record).
-const SECRET_MIN_BYTES: usize = 8;
+use midge_record::SECRET_MIN_BYTES;
 
 /// The spellings of secrets.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +60,7 @@ impl Veil {
 /// How a secret may be written by who echoes it.
 fn spellings(secret: &[u8]) -> Vec<Vec<u8>> {
     let secret = secret.trim_ascii();
+    // Shorter ones are refused before a run starts.
     if secret.len() < SECRET_MIN_BYTES {
         return Vec::new();
     }

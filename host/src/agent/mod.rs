@@ -14,7 +14,7 @@ use midge_broker::Broker;
 use midge_broker::ledger::Ledger;
 use midge_protocol::Door;
 use midge_protocol::broker::{End, Run, Told};
-use midge_record::{Entry, Line, Recorder};
+use midge_record::{Entry, Line, RecordError, Recorder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError;
@@ -173,27 +173,21 @@ fn judge(status: &ExitStatus, told: Option<Ended>, complaint: &str, exhausted: O
     if let Some(budget) = exhausted {
         return Ended { how: End::Budget(budget.to_owned()), text: words };
     }
-    match (status.shell_code(), how) {
-        (0, Some(End::Done)) | (3, Some(End::Budget(_))) | (4, Some(End::Denied)) | (130, Some(End::Cancelled)) => {
-            Ended { how: how_of(status.shell_code()), text: words }
-        }
-        (_, Some(End::Failed)) => Ended { how: End::Failed, text: words },
-        (code, _) => {
+    let code = status.shell_code();
+    match how {
+        Some(End::Failed) => Ended { how: End::Failed, text: words },
+        Some(how) if how.exit_code() == code => Ended { how: how_of(code), text: words },
+        _ => {
             let said = if complaint.is_empty() { "it said nothing".to_owned() } else { printable(complaint) };
             Ended { how: how_of(code), text: format!("the loop left with {code} and no last word; {said}") }
         }
     }
 }
 
-/// The end that a code of the loop stands for.
+/// The end that a code of the loop stands for. Which budget a guest means is its own word.
 fn how_of(code: u8) -> End {
-    match code {
-        0 => End::Done,
-        3 => End::Budget("unknown".to_owned()),
-        4 => End::Denied,
-        130 => End::Cancelled,
-        _ => End::Failed,
-    }
+    let all = [End::Done, End::Budget("unknown".to_owned()), End::Denied, End::Cancelled];
+    all.into_iter().find(|end| end.exit_code() == code).unwrap_or(End::Failed)
 }
 
 /// The last `finished` that was recorded.
@@ -234,7 +228,8 @@ async fn complaint(stderr: Option<OutputReader>) -> String {
 }
 
 /// Why a run has to stop that cannot be recorded.
-fn unrecorded(error: midge_record::RecordError) -> Error {
+#[must_use]
+pub fn unrecorded(error: RecordError) -> Error {
     Error::prepare("the run's transcript", Fault::Host, error)
 }
 

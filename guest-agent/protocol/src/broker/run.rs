@@ -48,6 +48,15 @@ pub enum Wire {
 }
 
 impl Wire {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Anthropic, Self::Responses, Self::Chat];
+
+    /// The format whose calls go to `path`, without its query.
+    #[must_use]
+    pub fn of_path(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|wire| wire.path() == path)
+    }
+
     /// The path of the API.
     #[must_use]
     pub fn path(self) -> &'static str {

@@ -90,6 +90,20 @@ pub enum End {
     Failed,
 }
 
+impl End {
+    /// What the loop leaves with, and `midge agent` after it; 130 is what shells say for SIGINT.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Budget(_) => 3,
+            Self::Denied => 4,
+            Self::Cancelled => 130,
+        }
+    }
+}
+
 /// One thing to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rustix::net::Shutdown;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncWriteExt as _, Interest};
 
 use super::admit::Pass;
-use crate::stream::{AnyStream, Socket};
+use crate::stream::{AnyStream, Socket, pass_on};
 
 /// Bytes that are moved at once.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -52,8 +52,9 @@ async fn both_ways(
     }
     let (guest_read, guest_write) = tokio::io::split(guest);
     let (server_read, server_write) = tokio::io::split(server);
-    let there = copied(guest_read, server_write, sent, pass);
-    let back = copied(server_read, guest_write, received, pass);
+    let charge = |bytes| pass.charge(bytes);
+    let there = pass_on(guest_read, server_write, BUFFER_BYTES, sent, charge);
+    let back = pass_on(server_read, guest_write, BUFFER_BYTES, received, charge);
     tokio::try_join!(there, back).map(|_| ())
 }
 
@@ -76,28 +77,6 @@ async fn spliced(from: Socket<'_>, to: Socket<'_>, moved: &AtomicU64, pass: &Pas
             left -= to.when(Interest::WRITABLE, || Ok(splice(&out, None, to, None, left, flags)?)).await?;
         }
         moved.fetch_add(taken as u64, Ordering::Relaxed);
-    }
-}
-
-/// One way between any two streams.
-async fn copied(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    moved: &AtomicU64,
-    pass: &Pass,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        if length == 0 {
-            // The other side may have closed already; what it still says is read on.
-            let _ = to.shutdown().await;
-            return Ok(());
-        }
-        pass.charge(length as u64)?;
-        to.write_all(&buffer[..length]).await?;
-        to.flush().await?;
-        moved.fetch_add(length as u64, Ordering::Relaxed);
     }
 }
 

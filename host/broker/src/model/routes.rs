@@ -21,16 +21,13 @@ pub(super) enum Route {
 
 /// Reads method and path; a query does not matter.
 pub(super) fn route(method: &Method, path: &str) -> Route {
-    let calls = [Wire::Anthropic, Wire::Responses, Wire::Chat];
     match (method, path) {
-        (&Method::POST, path) if calls.iter().any(|wire| wire.path() == path) => {
-            calls.into_iter().find(|wire| wire.path() == path).map_or(Route::Unknown, Route::Call)
-        }
         (&Method::POST, "/v1/messages/count_tokens") => Route::Count(Wire::Anthropic),
         (&Method::POST, "/v1/responses/input_tokens") => Route::Count(Wire::Responses),
         (&Method::GET, "/v1/models") => Route::Models,
         (&Method::GET, path) if path.strip_prefix("/v1/models/").is_some_and(is_model_name) => Route::Models,
         (&Method::HEAD | &Method::GET, "/") => Route::Ping,
+        (&Method::POST, path) => Wire::of_path(path).map_or(Route::Unknown, Route::Call),
         _ => Route::Unknown,
     }
 }

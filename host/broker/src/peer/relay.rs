@@ -5,9 +5,8 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use midge_record::{Entry, Recorder};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::stream::Stream;
+use crate::stream::{Stream, pass_on};
 
 /// Bytes that are under way in one direction at most.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -47,22 +46,7 @@ impl Drop for Closing<'_> {
 /// Passes bytes on until both directions are at their end.
 pub(super) async fn relay(near: impl Stream, far: impl Stream, counters: &Counters) -> io::Result<()> {
     let ((near_read, near_write), (far_read, far_write)) = (tokio::io::split(near), tokio::io::split(far));
-    tokio::try_join!(one_way(near_read, far_write, &counters[0]), one_way(far_read, near_write, &counters[1]))?;
-    Ok(())
-}
-
-async fn one_way(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    counter: &AtomicU64,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let len = from.read(&mut buffer).await?;
-        if len == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(&buffer[..len]).await?;
-        counter.fetch_add(len as u64, Ordering::Relaxed);
-    }
+    let there = pass_on(near_read, far_write, BUFFER_BYTES, &counters[0], |_| Ok(()));
+    let back = pass_on(far_read, near_write, BUFFER_BYTES, &counters[1], |_| Ok(()));
+    tokio::try_join!(there, back).map(|_| ())
 }

@@ -4,24 +4,9 @@
 use std::process::Stdio;
 
 use midge_protocol::Door;
-use tokio::net::TcpListener;
 use tokio::process::Command;
 
-use crate::kit::{Ca, PATIENCE, Setting, Site, World, ok};
-
-/// Lets a program of this machine come in through the door, as the guest's agent does. Gives the port.
-async fn listen(world: &World, door: Door) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let broker = world.broker.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let broker = broker.clone();
-            tokio::spawn(async move { broker.serve(door, stream).await });
-        }
-    });
-    port
-}
+use crate::kit::{Ca, PATIENCE, Setting, Site, listen, ok};
 
 /// What curl says: its exit code, standard output and error. `None`: there is no curl.
 async fn curl(proxy: u16, args: &[&str]) -> Option<(i32, String, String)> {

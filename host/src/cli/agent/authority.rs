@@ -3,7 +3,7 @@
 
 use midge::error::{Error, Fault};
 use midge_policy::{Bytes, Endpoint, Model, Money, Period, Policy, Problems, SecretSource, Wildcard};
-use midge_protocol::broker::{Left, Rule, Tools, Wire};
+use midge_protocol::broker::{Rule, Tools, Wire};
 use midge_record::Replay;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
@@ -39,19 +39,6 @@ impl Authority {
         Ok(Self { policy, wire, model: name })
     }
 
-    /// The budgets as numbers.
-    pub(super) fn left(&self) -> Left {
-        let budget = self.policy.budget();
-        Left {
-            turns: budget.turns,
-            tool_calls: budget.tool_calls,
-            tokens: budget.tokens,
-            money_micros: budget.money_usd.map(Money::micros),
-            wall_ms: budget.wall.map(Period::as_ms),
-            egress_bytes: budget.egress.map(Bytes::get),
-        }
-    }
-
     /// What the loop is told of its tools.
     pub(super) fn tools(&self) -> Tools {
         let rule = |action| match action {
@@ -72,8 +59,8 @@ impl Authority {
 fn recorded(replay: &Replay) -> Result<(Model, Wire, String), Error> {
     let first = replay.exchanges().first();
     let path = first.map_or("", |exchange| exchange.path.as_str());
-    let known = [Wire::Anthropic, Wire::Responses, Wire::Chat].into_iter().find(|wire| path.starts_with(wire.path()));
-    let wire = known.ok_or_else(|| setting("the transcript's first call (--replay)", path, "a path of a known API"))?;
+    let wire = Wire::of_path(path)
+        .ok_or_else(|| setting("the transcript's first call (--replay)", path, "a path of a known API"))?;
     let name = first.map_or_else(String::new, |exchange| exchange.model.clone());
     let provider = match wire {
         Wire::Anthropic => midge_policy::Provider::Anthropic,

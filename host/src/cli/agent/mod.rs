@@ -13,11 +13,11 @@ mod session;
 use std::sync::Arc;
 
 pub(crate) use args::AgentArgs;
-use session::{Outcome, Session};
+use session::Session;
 
-use super::fail::{exit_code, tell};
+use super::run::report::Report;
 use super::run::signals::{Signals, Target};
-use super::run::{in_runtime, listen};
+use super::run::{conclude, in_runtime, listen};
 
 /// Gives the task to an agent and gives the exit code.
 pub(crate) fn main(args: AgentArgs) -> u8 {
@@ -30,21 +30,15 @@ pub(crate) fn main(args: AgentArgs) -> u8 {
 
 /// The run, unless a second signal ends it first.
 async fn attended(args: AgentArgs, target: &Target, signals: Signals) -> u8 {
-    let json = args.json;
-    let mut outcome = Outcome::default();
-    let result = tokio::select! {
-        result = (Session { args: &args, target }).run(&mut outcome) => result,
-        number = signals.end() => return 128 + number,
-    };
-    let code = match &result {
-        Ok(code) => *code,
-        Err(error) => {
-            tell(error);
-            exit_code(error)
-        }
-    };
-    if json {
-        outcome.print(code, result.err().as_ref());
-    }
-    code
+    let mut report = Report::default();
+    let run = async { (Session { args: &args, target }).run(&mut report).await };
+    conclude(run, signals).await.map_or_else(
+        |code| code,
+        |(code, error)| {
+            if args.json {
+                report.print(code, error.as_ref());
+            }
+            code
+        },
+    )
 }

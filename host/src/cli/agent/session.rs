@@ -2,11 +2,11 @@
 //! One run of an agent from the first check to the last word; whoever drops it ends it.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use midge::agent::{self, Ended};
+use midge::agent::{self, Ended, unrecorded};
 use midge::error::{Error, Fault, chain};
 use midge::monitor::events::printable;
 use midge::progress::{Bar, Silent, Watch};
@@ -14,16 +14,16 @@ use midge::runs;
 use midge::sandbox::{Sandbox, Where};
 use midge::template::Template;
 use midge::workspace::ApplyOptions;
-use midge::workspace::review::notes;
+use midge::workspace::review::{names, notes};
 use midge_broker::ask::AskDoor;
 use midge_broker::ledger::Ledger;
 use midge_broker::tls::Authority as CertificateAuthority;
 use midge_broker::told::ToldDoor;
-use midge_broker::{Broker, Given, Playback, Secrets, System};
+use midge_broker::{Broker, Given, Playback, Secrets, System, budgets};
 use midge_policy::Policy;
 use midge_protocol::broker::{End, Run};
 use midge_record::{Difference, Entry, Masker, Recorder, Replay, Started};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::args::AgentArgs;
@@ -31,7 +31,8 @@ use super::authority::Authority;
 use super::{approve, progress};
 use crate::cli::fail::say;
 use crate::cli::run::args::Mode;
-use crate::cli::run::review::{self, Asked, Reviewed};
+use crate::cli::run::report::Report;
+use crate::cli::run::review::{Asked, review_aside};
 use crate::cli::run::signals::Target;
 
 /// Longest task, in bytes.
@@ -58,33 +59,9 @@ fn difference_json(difference: &Difference) -> Value {
     json!({"call": printable(&difference.id), "recorded": text(&difference.recorded), "now": text(&difference.now)})
 }
 
-/// What is known of a run so far, for `--json`.
-#[derive(Debug, Default)]
-pub(super) struct Outcome(Map<String, Value>);
-
-impl Outcome {
-    fn put(&mut self, name: &str, value: impl Into<Value>) {
-        self.0.insert(name.to_owned(), value.into());
-    }
-
-    /// Prints it on one line of standard output.
-    pub(super) fn print(mut self, code: u8, error: Option<&Error>) {
-        self.put("exit_code", code);
-        self.put(
-            "error",
-            error.map_or(
-                Value::Null,
-                |error| json!({"fault": error.fault(), "message": chain(error), "next_step": error.next_step()}),
-            ),
-        );
-        // Whoever asked for it has left when this fails.
-        let _ = writeln!(io::stdout().lock(), "{}", Value::Object(self.0));
-    }
-}
-
 impl Session<'_> {
     /// Does it all and gives the exit code.
-    pub(super) async fn run(self, outcome: &mut Outcome) -> Result<u8, Error> {
+    pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
         let replay = self.args.replay.as_deref().map(open_replay).transpose()?;
         let task = self.task(replay.as_ref())?;
         let authority = Authority::new(self.args, replay.as_ref())?;
@@ -98,22 +75,22 @@ impl Session<'_> {
         let path =
             runs::new_path(sandbox.id()).map_err(|error| Error::prepare("the run's transcript", Fault::Host, error))?;
         let recorder = Recorder::create(&path, sandbox.id(), masker).map_err(unrecorded)?;
-        outcome.put("run", sandbox.id());
-        outcome.put("place", sandbox.place_name());
-        outcome.put("transcript", path.display().to_string());
+        report.put("run", sandbox.id().into());
+        report.put("place", sandbox.place_name().into());
+        report.put("transcript", path.display().to_string().into());
         let run = self.turn(&sandbox, &authority, task);
         let ended = self.agent(&sandbox, &authority, run, replay, secrets, &recorder).await;
         self.target.set(None);
         let code = match &ended {
-            Ok(finished) => exit_code_of(&finished.ended.how),
+            Ok(finished) => finished.ended.how.exit_code(),
             Err(_) => crate::cli::MIDGE_FAILED,
         };
         let reviewed = match &ended {
-            Ok(_) => self.bring_back(&sandbox, &authority.policy, &recorder, outcome).await,
+            Ok(_) => self.bring_back(&sandbox, &authority.policy, &recorder, report).await,
             Err(_) => Ok(()),
         };
         sandbox.kill().await;
-        self.close(&recorder, &ended?, code, outcome)?;
+        self.close(&recorder, &ended?, code, report)?;
         reviewed.map(|()| code)
     }
 
@@ -166,7 +143,7 @@ impl Session<'_> {
             cwd: if sandbox.workspace().is_some() { WORKSPACE } else { HOME }.to_owned(),
             tools: authority.tools(),
             mcp: Vec::new(),
-            left: authority.left(),
+            left: budgets(&authority.policy),
         }
     }
 
@@ -181,7 +158,7 @@ impl Session<'_> {
         recorder: &Recorder,
     ) -> Result<Finished, Error> {
         let setting_up = |error: midge_broker::tls::TlsError| Error::prepare("the broker", Fault::Host, error);
-        let ledger = Ledger::new(&authority.left());
+        let ledger = Ledger::new(&run.left);
         recorder.note(&Entry::Started(Box::new(self.started(authority, &run, replay.as_ref())))).map_err(unrecorded)?;
         let certificates = Arc::new(CertificateAuthority::new(sandbox.id()).map_err(setting_up)?);
         let roots = midge_broker::tls::roots(&[]).map_err(setting_up)?;
@@ -240,7 +217,7 @@ impl Session<'_> {
         sandbox: &Sandbox,
         policy: &Policy,
         recorder: &Recorder,
-        outcome: &mut Outcome,
+        report: &mut Report,
     ) -> Result<(), Error> {
         let Some(workspace) = sandbox.workspace() else { return Ok(()) };
         let asked = self.args.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode);
@@ -254,32 +231,29 @@ impl Session<'_> {
             ..ApplyOptions::default()
         };
         let asked = Asked { mode, options, again: format!("{}:apply", dir.display()), quiet: self.args.json };
-        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, asked)).await;
-        let reviewed: Reviewed = match reviewed {
-            Ok(reviewed) => reviewed?,
-            Err(error) => return Err(Error::prepare("review", Fault::Midge, error)),
-        };
-        let entry = Entry::Changes { changed: changed(&reviewed.changes), applied: reviewed.applied.is_some() };
+        let changed = names(&changes);
+        let reviewed = review_aside(changes, dir, asked).await?;
+        let entry = Entry::Changes { changed, applied: reviewed.applied.is_some() };
         recorder.note(&entry).map_err(unrecorded)?;
-        outcome.put("changes", reviewed.changes);
-        outcome.put("diff", reviewed.diff);
-        outcome.put("applied", reviewed.applied.is_some());
+        report.put("changes", reviewed.changes);
+        report.put("diff", reviewed.diff.into());
+        report.put("applied", reviewed.applied.is_some().into());
         Ok(())
     }
 
     /// The last lines: of the transcript, and to the user.
-    fn close(&self, recorder: &Recorder, finished: &Finished, code: u8, outcome: &mut Outcome) -> Result<(), Error> {
+    fn close(&self, recorder: &Recorder, finished: &Finished, code: u8, report: &mut Report) -> Result<(), Error> {
         let Finished { ended, ledger, differences } = finished;
         let (how, spent) = (word_of(&ended.how), ledger.spent());
         let entry = Entry::Ended { how: how.clone(), exit_code: code, text: ended.text.clone(), spent };
         recorder.note(&entry).map_err(unrecorded)?;
         let root = recorder.finish().map_err(unrecorded)?;
-        outcome.put("ended", how.clone());
-        outcome.put("text", printable(&ended.text));
-        outcome.put("spent", json!(spent));
-        outcome.put("root", root.to_string());
+        report.put("ended", how.as_str().into());
+        report.put("text", printable(&ended.text).into());
+        report.put("spent", json!(spent));
+        report.put("root", root.to_string().into());
         if self.args.replay.is_some() {
-            outcome.put("differences", differences.iter().map(difference_json).collect::<Vec<_>>());
+            report.put("differences", differences.iter().map(difference_json).collect());
         }
         if !self.args.json {
             if self.args.replay.is_some() {
@@ -304,31 +278,11 @@ fn run_name(path: &Path) -> String {
 
 /// The lesser of what is asked for and what the policy lets become of changes.
 fn at_most(asked: Mode, allowed: midge_policy::Mode) -> Mode {
-    match (asked, allowed) {
-        (Mode::Discard, _) | (_, midge_policy::Mode::Discard) => Mode::Discard,
-        (Mode::Review, _) | (_, midge_policy::Mode::Review) => Mode::Review,
-        (Mode::Apply, midge_policy::Mode::Apply) => Mode::Apply,
-    }
-}
-
-fn changed(changes: &Value) -> Vec<String> {
-    let all = changes["changes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let letter = |change: &Value| match change["kind"].as_str() {
-        Some("added") => "A",
-        Some("removed") => "D",
-        _ => "M",
-    };
-    all.iter().map(|change| format!("{} {}", letter(change), change["path"].as_str().unwrap_or("?"))).collect()
-}
-
-fn exit_code_of(how: &End) -> u8 {
-    match how {
-        End::Done => 0,
-        End::Failed => 1,
-        End::Budget(_) => 3,
-        End::Denied => 4,
-        End::Cancelled => 130,
-    }
+    asked.min(match allowed {
+        midge_policy::Mode::Discard => Mode::Discard,
+        midge_policy::Mode::Review => Mode::Review,
+        midge_policy::Mode::Apply => Mode::Apply,
+    })
 }
 
 fn word_of(how: &End) -> String {
@@ -372,8 +326,4 @@ fn read_task(path: &Path) -> Result<String, Error> {
         Ok(_) => Ok(text),
         Err(error) => Err(refused(format!("{}: {error}", path.display()))),
     }
-}
-
-fn unrecorded(error: midge_record::RecordError) -> Error {
-    Error::prepare("the run's transcript", Fault::Host, error)
 }

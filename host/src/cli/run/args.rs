@@ -115,8 +115,8 @@ pub(crate) struct RunArgs {
     pub(super) command: Vec<OsString>,
 }
 
-/// What becomes of the changes to a workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+/// What becomes of the changes to a workspace, from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::cli) enum Mode {
     /// Shown nowhere, kept nowhere.

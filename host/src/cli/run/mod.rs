@@ -6,7 +6,7 @@
 pub(super) mod args;
 mod input;
 mod output;
-mod report;
+pub(super) mod report;
 pub(super) mod review;
 mod session;
 pub(super) mod signals;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use args::RunArgs;
+use midge::error::Error;
 use midge::monitor::reap_all;
 use report::Report;
 use session::Session;
@@ -81,20 +82,33 @@ pub(super) fn in_runtime(work: impl Future<Output = u8>) -> u8 {
 async fn attended(args: RunArgs, target: &Target, signals: Signals) -> u8 {
     let json = args.json;
     let mut report = Report::default();
+    let run = async { (Session { args, target }).run(&mut report).await };
+    conclude(run, signals).await.map_or_else(
+        |code| code,
+        |(code, error)| {
+            if json {
+                report.print(code, error.as_ref());
+            }
+            code
+        },
+    )
+}
+
+/// Waits for a run and tells what it failed with; its exit code and that error, or the exit code of the signal that ended it first.
+pub(super) async fn conclude(
+    run: impl Future<Output = Result<u8, Error>>,
+    signals: Signals,
+) -> Result<(u8, Option<Error>), u8> {
     let result = tokio::select! {
-        result = (Session { args, target }).run(&mut report) => result,
+        result = run => result,
         // Dropping the run ends the machine, removes its directory and restores the terminal.
-        number = signals.end() => return 128 + number,
+        number = signals.end() => return Err(128 + number),
     };
-    let code = match &result {
-        Ok(code) => *code,
+    Ok(match result {
+        Ok(code) => (code, None),
         Err(error) => {
-            tell(error);
-            exit_code(error)
+            tell(&error);
+            (exit_code(&error), Some(error))
         }
-    };
-    if json {
-        report.print(code, result.err().as_ref());
-    }
-    code
+    })
 }

@@ -17,7 +17,7 @@ use super::review::Reviewed;
 
 /// What is known of a run so far; fields that were not reached are absent.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(in crate::cli) struct Report {
     fields: Map<String, Value>,
 }
 
@@ -75,7 +75,7 @@ impl Report {
     }
 
     /// Prints it on one line of standard output.
-    pub(super) fn print(mut self, code: u8, error: Option<&Error>) {
+    pub(in crate::cli) fn print(mut self, code: u8, error: Option<&Error>) {
         let line = self.line(code, error);
         // Whoever asked for it has left when this fails.
         let _ = io::stdout().lock().write_all(line.as_bytes());
@@ -96,7 +96,8 @@ impl Report {
         tame(&Value::Object(std::mem::take(&mut self.fields)).to_string()) + "\n"
     }
 
-    fn put(&mut self, name: &str, value: Value) {
+    /// One more field, or another value of one.
+    pub(in crate::cli) fn put(&mut self, name: &str, value: Value) {
         self.fields.insert(name.to_owned(), value);
     }
 }

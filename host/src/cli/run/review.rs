@@ -4,7 +4,7 @@
 //! Prints to standard error only. The words and the rules are the library's; here is who is asked and when.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use midge::error::{Error, Fault};
 use midge::workspace::guard::Guard;
@@ -40,7 +40,7 @@ pub(in crate::cli) struct Asked {
 }
 
 /// Shows `changes` and applies what was asked for, or what the user wants.
-pub(in crate::cli) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
+fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
     let Asked { mode, options, again, quiet } = asked;
     let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
     let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };
@@ -81,6 +81,12 @@ pub(in crate::cli) fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> R
         reviewed.applied = Some(applied);
     }
     Ok(reviewed)
+}
+
+/// The same, beside what else is going on.
+pub(in crate::cli) async fn review_aside(changes: ChangeSet, dir: PathBuf, asked: Asked) -> Result<Reviewed, Error> {
+    let reviewed = tokio::task::spawn_blocking(move || review(&changes, &dir, asked)).await;
+    reviewed.unwrap_or_else(|error| Err(Error::prepare("review", Fault::Midge, error)))
 }
 
 fn show(text: &str) -> io::Result<()> {

@@ -19,7 +19,7 @@ use super::args::{Mode, RunArgs};
 use super::input::Input;
 use super::output::{Captured, Copied, capture, copy};
 use super::report::Report;
-use super::review::{self, Asked, Reviewed};
+use super::review::{Asked, review_aside};
 use super::signals::Target;
 use super::terminal::{self, Raw};
 use crate::cli::fail::say;
@@ -185,12 +185,7 @@ impl Session<'_> {
             None => format!("{}:apply", dir.display()),
         };
         let asked = Asked { mode, options, again, quiet: self.args.json };
-        let reviewed = tokio::task::spawn_blocking(move || review::review(&changes, &dir, asked)).await;
-        let reviewed: Reviewed = match reviewed {
-            Ok(reviewed) => reviewed?,
-            Err(error) => return Err(Error::prepare("review", midge::error::Fault::Midge, error)),
-        };
-        report.reviewed(reviewed);
+        report.reviewed(review_aside(changes, dir, asked).await?);
         Ok(())
     }
 }

@@ -37,6 +37,8 @@ fn the_list_has_a_letter_a_path_and_what_there_is_to_say() {
 3 added, 2 modified, 1 with other permissions, 1 of another type, 2 deleted; 1 marked '!' would not be applied
 ";
     assert_eq!(text, expected);
+    let all = ["A .envrc", "M .git/config", "D d", "D d/gone", "M f", "M mode", "A n", "A new", "M t"];
+    assert_eq!(names(&set), all);
     let text = list(&set, &ApplyOptions { allow_git_internals: true, ..ApplyOptions::default() });
     assert!(text.contains("*M  .git/config  +1 -0  (could make git") && !text.contains('!'), "{text}");
     assert_eq!(list(&fixture.changes(&[]), &ApplyOptions::default()), "No changes.\n");

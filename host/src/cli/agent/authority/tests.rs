@@ -50,7 +50,8 @@ fn budgets_of_flags_take_the_place_of_the_policys() {
         "7",
         "--budget",
     ];
-    let left = of(&[&words[..], &["tokens=5,wall=2m,egress=1KiB"]].concat()).unwrap().left();
+    let authority = of(&[&words[..], &["tokens=5,wall=2m,egress=1KiB"]].concat()).unwrap();
+    let left = midge_broker::budgets(&authority.policy);
     assert_eq!(
         (left.turns, left.tokens, left.wall_ms, left.egress_bytes),
         (Some(7), Some(5), Some(120_000), Some(1024))
