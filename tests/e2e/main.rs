@@ -20,6 +20,7 @@ mod elf;
 mod faults;
 mod forks;
 mod harness;
+mod https;
 mod input;
 mod library;
 mod lifecycle;
@@ -27,6 +28,7 @@ mod load;
 mod place;
 mod ps;
 mod shortage;
+mod stolen;
 mod templates;
 mod workspace;
 
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         contract::TESTS,
         cycles::TESTS,
         agent::TESTS,
+        stolen::TESTS,
         library::TESTS,
         forks::TESTS,
         templates::TESTS,

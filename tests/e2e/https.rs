@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A site over HTTPS with an authority of its own, on a port of this machine. It answers one request a connection, and lets a
+//! request for `/held` wait until it is told to go on.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto};
+
+/// Longest a request is waited for.
+const PATIENCE: Duration = Duration::from_secs(200);
+/// Longest head of a request, in bytes.
+const HEAD_MAX_BYTES: usize = 64 << 10;
+
+/// The authority of a test's sites.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its certificate.
+    pub(crate) pem: String,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "the test's authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn server(&self, host: &str) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![host.to_owned()]).expect("a name");
+        let leaf = params.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        Arc::new(config.with_single_cert(vec![leaf], key).expect("they fit"))
+    }
+}
+
+/// A site that runs; its threads end with the test's process.
+pub(crate) struct Site {
+    pub(crate) port: u16,
+    heads: mpsc::Receiver<String>,
+    go: mpsc::Sender<()>,
+}
+
+impl Site {
+    pub(crate) fn start(authority: &Authority, host: &str) -> Self {
+        let config = authority.server(host);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let ((heads_in, heads), (go, going)) = (mpsc::channel(), mpsc::channel());
+        let going = Arc::new(Mutex::new(going));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (config, heads, going) = (config.clone(), heads_in.clone(), going.clone());
+                std::thread::spawn(move || serve(stream, config, &heads, &going));
+            }
+        });
+        Self { port, heads, go }
+    }
+
+    /// The head of the next request.
+    pub(crate) fn next(&self) -> String {
+        self.heads.recv_timeout(PATIENCE).expect("a request")
+    }
+
+    /// Answers the request that waits.
+    pub(crate) fn go_on(&self) {
+        self.go.send(()).expect("the site waits");
+    }
+}
+
+fn serve(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    heads: &mpsc::Sender<String>,
+    going: &Mutex<mpsc::Receiver<()>>,
+) {
+    let mut stream = StreamOwned::new(ServerConnection::new(config).expect("a connection"), stream);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_MAX_BYTES {
+        let mut byte = [0];
+        // Whoever only looks whether the port is open asks nothing.
+        let Ok(1) = stream.read(&mut byte) else { return };
+        head.extend_from_slice(&byte);
+    }
+    let is_held = head.starts_with(b"GET /held ");
+    drop(heads.send(String::from_utf8_lossy(&head).into_owned()));
+    if is_held {
+        let _ = going.lock().expect("one waits").recv_timeout(PATIENCE);
+    }
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\ncame through\n";
+    drop(stream.write_all(answer.as_bytes()));
+    stream.conn.send_close_notify();
+    drop(stream.flush());
+}
