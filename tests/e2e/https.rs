@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A site over HTTPS with an authority of its own, on a port of this machine. It answers one request a connection, and lets a
-//! request for `/held` wait until it is told to go on.
+//! A site over HTTPS with an authority of its own, on a port of this machine. It answers one request a connection, with a file if it
+//! has any, and lets a request for `/held` wait until it is told to go on.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, crypto};
 const PATIENCE: Duration = Duration::from_secs(200);
 /// Longest head of a request, in bytes.
 const HEAD_MAX_BYTES: usize = 64 << 10;
+/// What a site without files answers.
+const WORDS: &[u8] = b"came through\n";
 
 /// The authority of a test's sites.
 pub(crate) struct Authority {
@@ -52,7 +55,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) fn start(authority: &Authority, host: &str) -> Self {
+    /// One that calls itself `host`, with the files of a directory, or else with the same words for everybody.
+    pub(crate) fn start(authority: &Authority, host: &str, files: Option<PathBuf>) -> Self {
         let config = authority.server(host);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -60,8 +64,8 @@ impl Site {
         let going = Arc::new(Mutex::new(going));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (config, heads, going) = (config.clone(), heads_in.clone(), going.clone());
-                std::thread::spawn(move || serve(stream, config, &heads, &going));
+                let (config, heads, going, files) = (config.clone(), heads_in.clone(), going.clone(), files.clone());
+                std::thread::spawn(move || serve(stream, config, &heads, &going, files.as_deref()));
             }
         });
         Self { port, heads, go }
@@ -70,6 +74,11 @@ impl Site {
     /// The head of the next request.
     pub(crate) fn next(&self) -> String {
         self.heads.recv_timeout(PATIENCE).expect("a request")
+    }
+
+    /// The heads of all requests that came and were not looked at.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.heads.try_iter().collect()
     }
 
     /// Answers the request that waits.
@@ -83,6 +92,7 @@ fn serve(
     config: Arc<ServerConfig>,
     heads: &mpsc::Sender<String>,
     going: &Mutex<mpsc::Receiver<()>>,
+    files: Option<&Path>,
 ) {
     let mut stream = StreamOwned::new(ServerConnection::new(config).expect("a connection"), stream);
     let mut head = Vec::new();
@@ -92,13 +102,17 @@ fn serve(
         let Ok(1) = stream.read(&mut byte) else { return };
         head.extend_from_slice(&byte);
     }
-    let is_held = head.starts_with(b"GET /held ");
-    drop(heads.send(String::from_utf8_lossy(&head).into_owned()));
-    if is_held {
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let path = head.split([' ', '?']).nth(1).unwrap_or_default().to_owned();
+    drop(heads.send(head));
+    if path == "/held" {
         let _ = going.lock().expect("one waits").recv_timeout(PATIENCE);
     }
-    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\ncame through\n";
-    drop(stream.write_all(answer.as_bytes()));
+    let body = files.map_or_else(|| Some(WORDS.to_vec()), |dir| std::fs::read(dir.join(&path[1..])).ok());
+    let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
+    let body = body.unwrap_or_default();
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    drop(stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)));
     stream.conn.send_close_notify();
     drop(stream.flush());
 }

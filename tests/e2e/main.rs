@@ -16,6 +16,7 @@ mod context;
 mod contract;
 mod cycles;
 mod damage;
+mod directed;
 mod elf;
 mod faults;
 mod forks;
@@ -25,6 +26,7 @@ mod input;
 mod library;
 mod lifecycle;
 mod load;
+mod network;
 mod place;
 mod ps;
 mod shortage;
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         contract::TESTS,
         cycles::TESTS,
         agent::TESTS,
+        network::TESTS,
         stolen::TESTS,
         library::TESTS,
         forks::TESTS,

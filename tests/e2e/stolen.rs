@@ -4,17 +4,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
 
 use nix::unistd::{Whence, lseek64};
 
 use crate::context::Context;
+use crate::directed::{Directed, KEY};
 use crate::https::{Authority, Site};
 use crate::place::Place;
 
 crate::tests!("stolen": Guest nothing_that_a_guest_has_holds_a_secret);
 
-const KEY: &str = "sk-stolen-2f8c61d09ab7e354";
 const TOKEN: &str = "token-stolen-90be4417c3d2f6a8";
 /// What the guest makes of parts, so that nobody else has them whole.
 const IN_MEMORY: &str = "kept-in-memory-7c1e09";
@@ -28,46 +27,29 @@ const OVERLAP_BYTES: usize = 64;
 fn nothing_that_a_guest_has_holds_a_secret(context: &Context) {
     let dir = tempfile::tempdir().expect("a directory");
     let authority = Authority::new();
-    let site = Site::start(&authority, "localhost");
+    let site = Site::start(&authority, "localhost", None);
     let roots = dir.path().join("roots.pem");
     std::fs::write(&roots, &authority.pem).expect("writes");
-    let policy = dir.path().join("policy.toml");
-    std::fs::write(&policy, policy_for(site.port)).expect("writes");
-    let script = midge_scripted_model::script::Script::parse(&script_for(site.port)).expect("a script");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let model = midge_scripted_model::Server::listen(listener, script).expect("serves");
-    let run = [
-        "agent",
-        "--task",
-        "keep two words and ask the site",
-        "--provider",
-        "anthropic",
-        "--model",
-        "m",
-        "--base-url",
-        &model.base_url(),
-        "--policy",
-        &policy.display().to_string(),
-    ]
-    .map(str::to_owned);
-    let agent = context.midge(&run).env("MIDGE_STATE", dir.path()).env("SSL_CERT_FILE", &roots);
-    let agent = agent.env("ANTHROPIC_API_KEY", KEY).env("STOLEN_TOKEN", TOKEN).limit(Duration::from_secs(300)).start();
+    let agent = Directed::under(policy_for(site.port))
+        .env("SSL_CERT_FILE", &roots.display().to_string())
+        .env("STOLEN_TOKEN", TOKEN)
+        .command(&curl(site.port, ""), &["came through"])
+        .command(&keep(site.port), &["came through"])
+        .start(context);
 
-    let first = site.next();
-    let held = site.next();
+    let (first, held) = (site.next(), site.next());
     let mut loot = Loot::default();
     holders(context).into_iter().for_each(|pid| loot.take(pid));
     site.go_on();
-    let outcome = agent.finish().code(0);
+    let said = agent.done();
     println!("{} MiB looked through: {:?}", loot.bytes >> 20, loot.found);
 
     for head in [&first, &held] {
         assert!(head.contains(&format!("Bearer {TOKEN}")), "the site was shown the token: {head}");
     }
     assert!(first.starts_with("GET / ") && held.starts_with("GET /held "), "{first}{held}");
-    assert!(model.asked().iter().all(|request| request.problem.is_none()), "the model was shown the key: {outcome}");
     let [memory, disk, key, token] = loot.found;
-    assert!(memory > 0 && disk > 0, "what the guest kept is in the loot: {outcome}");
+    assert!(memory > 0 && disk > 0, "what the guest kept is in the loot: {said}");
     assert_eq!((key, token), (0, 0), "secrets are in what the guest has");
     context.assert_nothing_left();
 }
@@ -90,10 +72,13 @@ secret = {{ env = "STOLEN_TOKEN" }}
     )
 }
 
-/// The first call shows the way works; in the second the guest has the words while the site waits.
-fn script_for(port: u16) -> String {
-    let curl = |path: &str| format!("curl -sS -m 250 --noproxy \"\" https://localhost:{port}/{path}");
-    let keep = format!(
+fn curl(port: u16, path: &str) -> String {
+    format!("curl -sS -m 250 --noproxy \"\" https://localhost:{port}/{path}")
+}
+
+/// Has the words, one in memory and one on the disk, while the site waits.
+fn keep(port: u16) -> String {
+    let program = format!(
         r#"import os, subprocess
 word = "-".join(["kept", "in", "memory", "7c1e09"])
 with open("/var/tmp/word", "w") as file:
@@ -101,14 +86,9 @@ with open("/var/tmp/word", "w") as file:
 os.sync()
 print(subprocess.run({:?}, shell=True, capture_output=True, text=True), len(word))
 "#,
-        curl("held")
+        curl(port, "held")
     );
-    let command = format!("cat >/tmp/keep.py <<'END'\n{keep}END\npython3 /tmp/keep.py");
-    serde_json::json!({"key": KEY, "steps": [
-        {"parts": [{"call": {"name": "shell", "input": {"command": curl("")}}}]},
-        {"expect": ["came through"], "parts": [{"call": {"name": "shell", "input": {"command": command, "timeout_s": 280}}}]},
-        {"expect": ["came through"], "parts": [{"text": "Kept."}]}]})
-    .to_string()
+    format!("cat >/tmp/keep.py <<'END'\n{program}END\npython3 /tmp/keep.py")
 }
 
 /// Who holds what guests have: their monitors; the whole emulated host, whose memory theirs is in.
