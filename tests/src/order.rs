@@ -47,14 +47,27 @@ pub const CRATES: [CrateOrder; 8] = [
         ],
     },
     CrateOrder { dir: "guest-agent/src", name: "midge_agent", may_import: &["midge_protocol"], modules: &[] },
-    CrateOrder { dir: "guest-agent/turn/src", name: "midge_turn", may_import: &["midge_protocol"], modules: &[] },
+    CrateOrder {
+        dir: "guest-agent/turn/src",
+        name: "midge_turn",
+        may_import: &["midge_protocol"],
+        modules: &["tools", "sse", "talk", "prompt", "wire", "context", "turn", "http", "doors", "drive", "main"],
+    },
     CrateOrder { dir: "host/policy/src", name: "midge_policy", may_import: &[], modules: &[] },
-    CrateOrder { dir: "host/record/src", name: "midge_record", may_import: &["midge_protocol"], modules: &[] },
+    CrateOrder {
+        dir: "host/record/src",
+        name: "midge_record",
+        may_import: &["midge_protocol"],
+        modules: &["chain", "entry", "mask", "recorder", "read", "verify", "show", "replay", "export", "fuzz"],
+    },
     CrateOrder {
         dir: "host/broker/src",
         name: "midge_broker",
         may_import: &["midge_protocol", "midge_policy", "midge_record"],
-        modules: &[],
+        modules: &[
+            "lines", "stream", "http", "tls", "veil", "names", "usage", "ledger", "ask", "told", "child", "peer",
+            "shared", "egress", "model",
+        ],
     },
     CrateOrder {
         dir: "host/src",
