@@ -47,6 +47,12 @@ impl Directed {
         self
     }
 
+    /// What a program that the last command started hears of the model.
+    pub(crate) fn answer(mut self, part: &Value) -> Self {
+        self.steps.push(json!({"parts": [part]}));
+        self
+    }
+
     /// A variable of `midge`'s environment.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));

@@ -13,14 +13,13 @@ crate::tests!("network":
     Guest packages_come_through_the_broker,
     Guest repository_is_cloned_over_https,
     Guest model_that_obeys_an_injection_gets_nothing_out,
+    NativeGuest coding_agent_of_another_maker_runs_unchanged,
 );
 
 /// The package index, with the shipped policy for it, and what that refuses.
 fn packages_come_through_the_broker(context: &Context) {
-    let shipped = context.midge(["policy", "show", "package-install"]).run().code(0).text();
-    let (index, ranges) = ("pypi.org", unusual_addresses(&["pypi.org", "files.pythonhosted.org"]));
-    let policy = shipped.replace("action = \"allow\"", &format!("action = \"allow\"\nranges = {ranges}"));
-    let policy = policy.replace("memory_mib = 2048", "memory_mib = 512");
+    let index = "pypi.org";
+    let policy = package_policy(context, &[index, "files.pythonhosted.org"], 512);
     let install = "pip install --no-cache-dir --disable-pip-version-check -q --target /tmp/s six; \
                    PYTHONPATH=/tmp/s python3 -c \"import six; print(six.__name__, \\\"came\\\")\"";
     let post = format!("curl -sS -m 60 -X POST https://{index}/simple/six/");
@@ -36,6 +35,13 @@ fn packages_come_through_the_broker(context: &Context) {
     context.assert_nothing_left();
 }
 
+/// The shipped policy for package indices, with what this machine makes of their addresses.
+fn package_policy(context: &Context, hosts: &[&str], memory_mib: u32) -> String {
+    let shipped = context.midge(["policy", "show", "package-install"]).run().code(0).text();
+    let ranges = format!("action = \"allow\"\nranges = {}", unusual_addresses(hosts));
+    shipped.replace("action = \"allow\"", &ranges).replace("memory_mib = 2048", &format!("memory_mib = {memory_mib}"))
+}
+
 /// Ranges for those hosts here whose addresses are not of the public Internet, as behind a mirror: as a list of a policy.
 fn unusual_addresses(hosts: &[&str]) -> String {
     let addresses =
@@ -46,6 +52,30 @@ fn unusual_addresses(hosts: &[&str]) -> String {
     });
     let ranges: std::collections::BTreeSet<String> = ranges.collect();
     format!("{ranges:?}").replace('{', "[").replace('}', "]")
+}
+
+/// From the distribution's packages by way of npm's to an agent at work, all through the doors: nothing in the guest knows of Midge.
+fn coding_agent_of_another_maker_runs_unchanged(context: &Context) {
+    let policy = package_policy(context, &["deb.debian.org", "registry.npmjs.org"], 1900);
+    let node =
+        "(apt-get update && apt-get install -y --no-install-recommends nodejs npm) >/tmp/log 2>&1 && node --version";
+    let install = "npm install -g @anthropic-ai/claude-code@1.0.100 2>&1 | tail -3; claude --version";
+    let work = "mkdir /tmp/work && cd /tmp/work && export ANTHROPIC_MODEL=m ANTHROPIC_SMALL_FAST_MODEL=m IS_SANDBOX=1
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 timeout 200 claude -p 'Write 42 into the file answer' --allowedTools Bash </dev/null
+        echo rc $?; cat answer";
+    let bash =
+        serde_json::json!({"call": {"name": "Bash", "input": {"command": "echo 42 >answer", "description": "Writes"}}});
+    let _ = Directed::under(policy)
+        .command(node, &["v18"])
+        .command(install, &["1.0.100"])
+        .command(work, &["It holds 42.\\nrc 0\\n42"])
+        // What the other agent is told, in this order: a call, what a question about that call's command has for an answer, the end.
+        .answer(&bash)
+        .answer(&serde_json::json!({"text": "echo"}))
+        .answer(&serde_json::json!({"text": "It holds 42."}))
+        .start(context)
+        .done();
+    context.assert_nothing_left();
 }
 
 /// A repository on a site with an authority of its own, to which the host adds the password; what the site sends elsewhere ends.

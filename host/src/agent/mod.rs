@@ -33,6 +33,8 @@ const CONNECTIONS_MAX: usize = 256;
 const GRACE: Duration = Duration::from_secs(10);
 /// Most of what the loop wrote to its standard error that is kept, in bytes.
 const COMPLAINT_MAX_BYTES: usize = 4096;
+/// The machine is the agent's own: it may install what it needs, and there is nobody to be kept from.
+const ROOT: &str = "0";
 const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
 
@@ -109,7 +111,7 @@ pub async fn start(sandbox: &Sandbox, run: &Run, ledger: &Ledger, recorder: &Rec
     let task = serde_json::to_vec(run).map_err(|error| Error::prepare("the agent's task", Fault::Midge, error))?;
     let program = guest::put_loop(sandbox).await?;
     let lines = recorder.listen();
-    let mut exec = Exec::new([program]).stdin(true).cwd(&run.cwd);
+    let mut exec = Exec::new([program]).user(ROOT).stdin(true).cwd(&run.cwd);
     for (name, value) in environment() {
         exec = exec.default_env(name, value);
     }
