@@ -180,11 +180,11 @@ fn request(head: &Head, inside: &Inside) -> Result<Option<Request>, Refused> {
             Ok(Some(Request::call(Scheme::Http, host(name)?, *port, &head.method, path)))
         }
         (Target::Origin { path }, Inside::Tunnel(name, port)) => {
-            let given = head.headers.one("host").and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+            let text = head.headers.one("host").and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
             let (given, given_port) =
-                crate::http::split_authority(given).ok_or_else(|| bad("the Host header is malformed".into()))?;
+                crate::http::split_authority(text).ok_or_else(|| bad("the Host header is malformed".into()))?;
             if host(given)? != *name || given_port.unwrap_or(443) != *port {
-                let why = format!("the Host header says {given:?}, and the tunnel is to {name} port {port}");
+                let why = format!("the Host header says {text:?}, and the tunnel is to {name} port {port}");
                 return Err(Refused { status: 421, rule: None, why });
             }
             Ok(Some(Request::call(Scheme::Https, name.clone(), *port, &head.method, path)))

@@ -177,16 +177,17 @@ pub enum NarrowError {
     Record(#[from] RecordError),
 }
 
-/// The budgets of a policy, for a [`ledger::Ledger`].
+/// The budgets of a policy, for a [`ledger::Ledger`]. A sandbox that may not live longer may not work longer.
 #[must_use]
 pub fn budgets(policy: &Policy) -> Left {
-    let budget = policy.budget();
+    let (budget, limits) = (policy.budget(), policy.limits());
+    let wall = [budget.wall, limits.wall].into_iter().flatten().map(Period::as_ms).min();
     Left {
         turns: budget.turns,
         tool_calls: budget.tool_calls,
         tokens: budget.tokens,
         money_micros: budget.money_usd.map(Money::micros),
-        wall_ms: budget.wall.map(Period::as_ms),
+        wall_ms: wall,
         egress_bytes: budget.egress.map(Bytes::get),
     }
 }

@@ -103,6 +103,13 @@ impl ChangeSet {
         &self.changes
     }
 
+    /// Lets no option apply the changes whose path `is_kept` says stays as it is.
+    pub fn keep(&mut self, is_kept: impl Fn(&RelPath) -> bool) {
+        for change in self.changes.iter_mut().filter(|change| is_kept(&change.path)) {
+            change.guard = Some(Guard::ReadOnly);
+        }
+    }
+
     /// Whether the run changed nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

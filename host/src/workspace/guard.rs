@@ -15,6 +15,8 @@ pub enum Guard {
     GitInternals,
     /// A symbolic link whose target lies, or may lie, outside the workspace.
     LinkLeavesTree,
+    /// The policy says that it stays as it is; nothing allows it.
+    ReadOnly,
 }
 
 impl Guard {
@@ -24,6 +26,7 @@ impl Guard {
         match self {
             Self::GitInternals => "could make git on this machine run commands",
             Self::LinkLeavesTree => "links out of the workspace",
+            Self::ReadOnly => "is to stay as it is, by the policy",
         }
     }
 }

@@ -223,7 +223,8 @@ impl Session<'_> {
         let asked = self.args.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode);
         // Without a policy the flag is the user's whole word.
         let mode = if self.args.policy.is_some() { at_most(asked, policy.workspace().mode) } else { asked };
-        let changes = workspace.collect().await?;
+        let mut changes = workspace.collect().await?;
+        changes.keep(|path| policy.workspace().keeps(path.as_bytes()).is_some());
         let dir = workspace.dir().to_owned();
         let options = ApplyOptions {
             allow_git_internals: self.args.allow_git_internals,

@@ -53,6 +53,7 @@ impl ApplyOptions {
             None => true,
             Some(Guard::GitInternals) => self.allow_git_internals,
             Some(Guard::LinkLeavesTree) => self.allow_outside_links,
+            Some(Guard::ReadOnly) => false,
         }
     }
 }

@@ -229,6 +229,23 @@ fn links_out_and_git_internals_are_refused_unless_allowed() {
 }
 
 #[test]
+fn what_is_to_stay_stays_whatever_is_allowed() {
+    let before = tree(&[("LICENSE", file("mine")), ("src/a", file("old")), ("src/b", file("old"))]);
+    let fixture = Fixture::new(&before);
+    let mut after = tree(&[("LICENSE", file("theirs")), ("src/a", file("new"))]);
+    after.insert("src/c".into(), Item::Link("/etc/passwd".into()));
+    let mut set = fixture.changes(&upper(&before, &after));
+    set.keep(|path| path.as_bytes() != b"src/a");
+    let all = ApplyOptions { allow_git_internals: true, allow_outside_links: true, ..options(&fixture) };
+    let report = set.apply(&fixture.top, &all).unwrap();
+    assert_eq!(report.applied.iter().map(ToString::to_string).collect::<Vec<_>>(), ["src/a"]);
+    let kept = report.refused.iter().map(|(path, guard)| (path.to_string(), *guard)).collect::<Vec<_>>();
+    assert_eq!(kept, ["LICENSE", "src/b", "src/c"].map(|path| (path.to_owned(), Guard::ReadOnly)));
+    let expected = tree(&[("LICENSE", file("mine")), ("src/a", file("new")), ("src/b", file("old"))]);
+    assert_eq!(read(&fixture.top), expected);
+}
+
+#[test]
 fn a_directory_with_entries_of_the_hosts_is_not_deleted() {
     let fixture = Fixture::new(&base());
     let set = fixture.changes(&[(entry(b"a", GuestKind::Whiteout), Vec::new())]);

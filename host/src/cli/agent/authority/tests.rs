@@ -56,6 +56,12 @@ fn budgets_of_flags_take_the_place_of_the_policys() {
         (left.turns, left.tokens, left.wall_ms, left.egress_bytes),
         (Some(7), Some(5), Some(120_000), Some(1024))
     );
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("p.toml");
+    std::fs::write(&policy, "version = 1\n[limits]\nwall = \"1m\"\n").unwrap();
+    let with_policy = [&words[..], &["wall=2m", "--policy", policy.to_str().unwrap()]].concat();
+    let left = midge_broker::budgets(&of(&with_policy).unwrap().policy);
+    assert_eq!(left.wall_ms, Some(60_000), "no longer than its sandbox may live");
     for wrong in ["tokens", "tokens=x", "coffee=1", "wall=soon"] {
         let error = of(&[&words[..], &[wrong]].concat()).unwrap_err();
         assert!(error.contains("--budget") && error.contains(wrong), "{error}");
