@@ -49,15 +49,21 @@ impl FileGlob {
     /// Whether `path`, relative to the workspace and with `/` between segments, is one of them, or is below one of them.
     #[must_use]
     pub fn matches(&self, path: &[u8]) -> bool {
-        let pattern: Vec<&[u8]> = self.0.split('/').map(str::as_bytes).collect();
-        let path: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-        (1..=path.len()).any(|depth| segments(&pattern, &path[..depth]))
+        // A file may be called `**`.
+        self.takes(path, |_| true)
     }
 
     /// Whether all of `other` are among them.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        self.matches(other.0.as_bytes())
+        self.takes(other.0.as_bytes(), |segment| segment != b"**")
+    }
+
+    /// Whether it takes the path, or what that is below; a segment that is not `one` is taken by `**` only.
+    fn takes(&self, path: &[u8], one: impl Fn(&[u8]) -> bool) -> bool {
+        let pattern: Vec<&[u8]> = self.0.split('/').map(str::as_bytes).collect();
+        let path: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        (1..=path.len()).any(|depth| segments(&pattern, &path[..depth], &one))
     }
 
     /// As it is written.
@@ -87,8 +93,8 @@ fn wild(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
-/// Whether the segments of a path match; a segment `**` of the path is taken by `**` of the pattern only.
-fn segments(pattern: &[&[u8]], path: &[&[u8]]) -> bool {
+/// Whether the segments of a path match; one that is not `one` is taken by `**` of the pattern only.
+fn segments(pattern: &[&[u8]], path: &[&[u8]], one: impl Fn(&[u8]) -> bool) -> bool {
     // reached[n]: the pattern so far matches the first n segments.
     let mut reached = vec![false; path.len() + 1];
     reached[0] = true;
@@ -98,7 +104,7 @@ fn segments(pattern: &[&[u8]], path: &[&[u8]]) -> bool {
             next[at] = if *part == b"**" {
                 reached[at] || (at > 0 && next[at - 1])
             } else {
-                at > 0 && reached[at - 1] && path[at - 1] != b"**" && wild(part, path[at - 1])
+                at > 0 && reached[at - 1] && one(path[at - 1]) && wild(part, path[at - 1])
             };
         }
         reached = next;

@@ -43,7 +43,8 @@ pub(crate) const TOOLS: [&str; 3] = ["shell", "write", "mcp__x__y"];
 pub(crate) const COMMANDS: [&str; 4] = ["ls", "git push", "git push --force", "rm -rf /"];
 pub(crate) const COMMAND_GLOBS: [&str; 5] = ["git *", "git push*", "rm *", "*", "*--force*"];
 pub(crate) const FILES: [&str; 5] = ["a", "docs/a.md", "docs/b/c.md", ".git/config", "src/x.rs"];
-pub(crate) const FILE_GLOBS: [&str; 6] = ["docs/*.md", "docs/**", "docs", "**", ".git/**", "src/*.rs"];
+pub(crate) const FILE_GLOBS: [&str; 8] =
+    ["*/c.md", "**/c.md", "docs/*.md", "docs/**", "docs", "**", ".git/**", "src/*.rs"];
 pub(crate) const MODELS: [&str; 4] = ["small", "small-2", "large-1", "other"];
 pub(crate) const MODEL_GLOBS: [&str; 5] = ["small", "small*", "large-*", "*", "*-1"];
 pub(crate) const NAMES: [&str; 3] = ["p", "q", "r"];
@@ -368,12 +369,13 @@ fn peers(dice: &mut Dice, doc: &mut Doc) {
 
 fn models(dice: &mut Dice, doc: &mut Doc) {
     let changed = model(dice);
-    match (&mut doc.model, dice.below(6)) {
+    match (&mut doc.model, dice.below(7)) {
         (model, 0) => *model = None,
         (model @ None, _) => *model = Some(changed),
         (Some(old), 1 | 2) => old.models = changed.models,
         (Some(old), 3) => old.endpoint = changed.endpoint,
         (Some(old), 4) => old.key = changed.key,
+        (Some(old), 5) => old.provider = changed.provider,
         (Some(old), _) => old.prices = changed.prices,
     }
 }

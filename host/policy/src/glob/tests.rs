@@ -42,6 +42,8 @@ fn files_match_by_segment_and_take_what_is_below_them() {
     assert!(f("**/*.lock").matches(b"a/b/c.lock") && f("**/*.lock").matches(b"c.lock"));
     assert!(f("**").matches(b"x") && f("a/**/z").matches(b"a/z") && f("a/**/z").matches(b"a/b/c/z"));
     assert!(f("*").matches(b"\xff\xfe"), "names need not be text");
+    assert!(f("docs/*").matches(b"docs/**") && f("docs/*.md").matches(b"docs/*.md"), "files may be called so");
+    assert!(!f("docs/*").covers(&f("docs/**")) && f("docs/**").covers(&f("docs/*")) && f("docs").covers(&f("docs/**")));
     for text in ["", "/a", "a/", "a//b", "./a", "a/../b", "a**", "**a/b"] {
         assert!(text.parse::<FileGlob>().is_err(), "{text}");
     }

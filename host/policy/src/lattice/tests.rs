@@ -15,7 +15,7 @@ use crate::units::Rate;
 /// Programs of the property test.
 const PROGRAMS: u64 = 100_000;
 /// Requests that each descendant and each of its ancestors are asked about.
-const SAMPLES: usize = 16;
+const SAMPLES: usize = 8;
 
 /// Why `low` may do something that `high` may not, if it may.
 pub(crate) fn wider(dice: &mut Dice, low: &Policy, high: &Policy) -> Option<String> {
