@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use toml::de::DeTable;
 
 use crate::policy::{Doc, FILE_MAX_BYTES};
-use crate::problem::{PROBLEMS_MAX, Problem, Problems, place, shown};
+use crate::problem::{PROBLEMS_MAX, Problem, Problems, place, sentence};
 use crate::schema;
 
 mod accepted;
@@ -31,7 +31,7 @@ pub(crate) fn parse(bytes: &[u8], origin: &str) -> Result<Doc, Problems> {
     let more = problems.len().saturating_sub(PROBLEMS_MAX);
     let mut problems: Vec<Problem> = problems.into_iter().take(PROBLEMS_MAX).collect();
     problems.sort_by_key(|problem| (problem.line, problem.column));
-    Err(Problems { origin: shown(origin), problems, more })
+    Err(Problems { origin: sentence(origin), problems, more })
 }
 
 /// One problem of the file as a whole.
@@ -68,7 +68,7 @@ fn document(text: &str) -> Result<Doc, Vec<Problem>> {
             let at = error.span().map_or(0, |span| span.start);
             whole(
                 place(text, at),
-                shown(&format!("the text is no TOML: {}", error.message())),
+                sentence(&format!("the text is no TOML: {}", error.message())),
                 "",
                 "see https://toml.io",
             )

@@ -9,7 +9,7 @@ use crate::address;
 use crate::decide::{Differs, Match, Request, Verdict};
 use crate::network::{Rule, Scheme};
 use crate::policy::Policy;
-use crate::problem::shown;
+use crate::problem::sentence;
 use crate::region::list;
 use crate::section::{Action, SHELL_TOOL};
 use crate::would::Would;
@@ -60,7 +60,7 @@ impl Policy {
             let matched = egress.matches(rule, request);
             let says = match (&matched, decided) {
                 (_, true) => "is not reached".to_owned(),
-                (Match::No(differs), _) => shown(&in_words(*differs, request)),
+                (Match::No(differs), _) => sentence(&in_words(*differs, request)),
                 (Match::Depends, _) => format!("depends on method and path, then: {}", rule.action),
                 (Match::Yes, _) => format!("decides: {}", rule.action),
                 (Match::Ambiguous(why), _) => format!("decides: deny, as the path {why}"),
@@ -70,7 +70,7 @@ impl Policy {
         }
         let mut explanation = Explanation {
             verdict: decision.verdict,
-            why: shown(&decision.why),
+            why: sentence(&decision.why),
             rule: decision.rule,
             rules,
             notes: Vec::new(),
@@ -130,7 +130,7 @@ impl Policy {
         let named = tools.rules.keys().any(|key| key.as_str() == name);
         let action = tools.action(name);
         let from = if named { format!("tools.rules.{name}") } else { "tools.default".to_owned() };
-        let mut answer = plain(action.into(), format!("{} says {action}", shown(&from)));
+        let mut answer = plain(action.into(), format!("{} says {action}", sentence(&from)));
         let asks = command.filter(|_| name == SHELL_TOOL).and_then(|command| tools.asks_about(command));
         if let Some(glob) = asks.filter(|_| action == Action::Allow) {
             answer.verdict = Verdict::Ask;

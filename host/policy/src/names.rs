@@ -116,6 +116,13 @@ impl FromStr for HeaderName {
     }
 }
 
+impl HeaderName {
+    /// `authorization`.
+    pub(crate) fn authorization() -> Self {
+        Self("authorization".to_owned())
+    }
+}
+
 impl Endpoint {
     /// Whether it is asked over TLS.
     #[must_use]

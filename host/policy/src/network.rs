@@ -97,7 +97,7 @@ pub struct Credential {
     #[schemars(length(min = 1, max = 64))]
     pub hosts: Vec<HostPattern>,
     /// In which header; what the guest sent there is dropped.
-    #[serde(default = "authorization")]
+    #[serde(default = "HeaderName::authorization")]
     pub header: HeaderName,
     /// The header's value, `{secret}` in it standing for the secret. Absent: `Bearer {secret}`; with `basic_user` it must be absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,10 +113,6 @@ pub struct Credential {
 
 fn https_only() -> Vec<Scheme> {
     vec![Scheme::Https]
-}
-
-fn authorization() -> HeaderName {
-    "authorization".parse().unwrap_or_else(|_| unreachable!("a constant"))
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

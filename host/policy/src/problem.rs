@@ -9,6 +9,8 @@ use serde::Serialize;
 pub(crate) const PROBLEMS_MAX: usize = 100;
 /// Longest value of a file that is repeated in a problem, in characters.
 const VALUE_MAX_CHARS: usize = 80;
+/// Longest sentence, in characters.
+const SENTENCE_MAX_CHARS: usize = 1000;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -73,17 +75,26 @@ impl fmt::Display for Problems {
     }
 }
 
-/// `text` fit for a terminal and not too long.
+/// A value of the file, fit for a terminal and shortened.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown = String::new();
+    printable(text, VALUE_MAX_CHARS)
+}
+
+/// A sentence with names of others in it, fit for a terminal.
+pub(crate) fn sentence(text: &str) -> String {
+    printable(text, SENTENCE_MAX_CHARS)
+}
+
+fn printable(text: &str, max_chars: usize) -> String {
+    let mut printable = String::new();
     for (index, c) in text.chars().enumerate() {
-        if index == VALUE_MAX_CHARS {
-            shown.push_str("...");
+        if index == max_chars {
+            printable.push_str("...");
             break;
         }
-        if is_plain(c) { shown.push(c) } else { shown.extend(c.escape_unicode()) }
+        if is_plain(c) { printable.push(c) } else { printable.extend(c.escape_unicode()) }
     }
-    shown
+    printable
 }
 
 /// Whether a terminal shows `c` as one character in its place: no control characters, none that turn the direction of writing.

@@ -8,21 +8,27 @@ use std::path::Path;
 use super::sense_network;
 use super::shape::Walk;
 use crate::address::Special;
+use crate::network::Credential;
 use crate::policy::Doc;
 use crate::secret::SecretSource;
 use crate::section::{Model, Provider};
 
-/// Checks the sections that are not in `hurt`: what is left of those would only tell of its own holes.
+/// Checks what is right by itself, and what has to do with each other in sections that are not in `hurt`: what is left of those
+/// would only tell of its own holes.
 pub(super) fn check(doc: &Doc, hurt: &BTreeSet<String>, walk: &mut Walk<'_>) {
     let well = |names: &[&str]| names.iter().all(|name| !hurt.contains(*name));
+    for (index, rule) in entries(walk, "network.rules") {
+        sense_network::rule(&rule, &format!("network.rules[{index}]"), walk);
+    }
+    for (index, credential) in entries::<Credential>(walk, "credentials") {
+        sense_network::credential(&credential, &format!("credentials[{index}]"), walk);
+        secret(&credential.secret, &format!("credentials[{index}].secret"), walk);
+    }
     if well(&["network"]) {
         sense_network::rules(&doc.network.rules, walk);
     }
     if well(&["credentials"]) {
         sense_network::credentials(&doc.credentials, walk);
-        for (index, credential) in doc.credentials.iter().enumerate() {
-            secret(&credential.secret, &format!("credentials[{index}].secret"), walk);
-        }
     }
     if well(&["network", "credentials"]) {
         sense_network::reach(doc, walk);
@@ -45,6 +51,12 @@ pub(super) fn check(doc: &Doc, hurt: &BTreeSet<String>, walk: &mut Walk<'_>) {
     if well(&["peers"]) {
         peers(doc, walk);
     }
+}
+
+/// The entries of a list that are right by themselves, with their places in it.
+fn entries<T: serde::de::DeserializeOwned>(walk: &mut Walk<'_>, list: &str) -> Vec<(usize, T)> {
+    let found = walk.entries.remove(list).unwrap_or_default();
+    found.into_iter().filter_map(|(index, value)| Some((index, serde_json::from_value(value).ok()?))).collect()
 }
 
 /// Tells entries of a list that stand there twice.

@@ -15,7 +15,14 @@ const PAIRS_MAX: usize = 1024;
 /// Most paths in all rules.
 const PATHS_MAX: usize = 1024;
 
-/// Each rule by itself, and beside the others.
+/// A rule by itself.
+pub(super) fn rule(rule: &Rule, field: &str, walk: &mut Walk<'_>) {
+    lists(rule, field, walk);
+    hosts(rule, field, walk);
+    contradictions(rule, field, walk);
+}
+
+/// Rules beside each other.
 pub(super) fn rules(rules: &[Rule], walk: &mut Walk<'_>) {
     let regions: Vec<Region> = rules.iter().map(Region::of).collect();
     let pairs: usize = regions.iter().map(|region| region.hosts.len() * region.doors.len()).sum();
@@ -27,16 +34,17 @@ pub(super) fn rules(rules: &[Rule], walk: &mut Walk<'_>) {
         }
     }
     same_name(rules.iter().map(|rule| rule.name.as_str()), "network.rules", walk);
-    for (index, rule) in rules.iter().enumerate() {
-        let field = format!("network.rules[{index}]");
-        lists(rule, &field, walk);
-        hosts(rule, &field, walk);
-        contradictions(rule, &field, walk);
+    for index in 0..rules.len() {
         if let Some(earlier) = regions[..index].iter().position(|earlier| earlier.covers(&regions[index])) {
             let earlier = &rules[earlier];
             let what =
                 format!("is never reached: rule `{}` before it says {} to all of that", earlier.name, earlier.action);
-            walk.tell(&field, &what, "rules that decide something", "move it up, or take one of the two out");
+            walk.tell(
+                &format!("network.rules[{index}]"),
+                &what,
+                "rules that decide something",
+                "move it up, or take one of the two out",
+            );
         }
     }
 }
@@ -107,52 +115,41 @@ fn contradictions(rule: &Rule, field: &str, walk: &mut Walk<'_>) {
     }
 }
 
-/// Each credential by itself, and beside the others.
+/// A credential by itself.
+pub(super) fn credential(credential: &Credential, field: &str, walk: &mut Walk<'_>) {
+    let at = |name: &str| format!("{field}.{name}");
+    twice(&credential.hosts, &at("hosts"), walk);
+    let fit = |text: &str| text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) && text.trim() == text;
+    if let Some(value) = &credential.value {
+        if value.matches(SECRET_MARK).count() != 1 || !fit(value) {
+            let accepted = "visible ASCII with {secret} in it once";
+            walk.tell(&at("value"), "is no value of a header with a secret", accepted, "such as \"Bearer {secret}\"");
+        }
+        if credential.basic_user.is_some() {
+            walk.tell(&at("value"), "is set beside basic_user", "one of the two", "take one out");
+        }
+    }
+    if credential.basic_user.as_ref().is_some_and(|user| user.contains(':') || !fit(user)) {
+        walk.tell(&at("basic_user"), "is no user of the Basic scheme", "visible ASCII without a colon", "change it");
+    }
+    for (number, _) in credential.hosts.iter().enumerate().filter(|(_, host)| host.is_broad()) {
+        let field = at(&format!("hosts[{number}]"));
+        walk.tell(&field, "gives the secret to names that anybody can have", "narrower patterns", "name the hosts");
+    }
+}
+
+/// Credentials beside each other.
 pub(super) fn credentials(credentials: &[Credential], walk: &mut Walk<'_>) {
     same_name(credentials.iter().map(|credential| credential.name.as_str()), "credentials", walk);
     for (index, credential) in credentials.iter().enumerate() {
-        let field = format!("credentials[{index}]");
-        let at = |name: &str| format!("{field}.{name}");
-        twice(&credential.hosts, &at("hosts"), walk);
-        let fit = |text: &str| text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) && text.trim() == text;
-        if let Some(value) = &credential.value {
-            if value.matches(SECRET_MARK).count() != 1 || !fit(value) {
-                let accepted = "visible ASCII with {secret} in it once";
-                walk.tell(
-                    &at("value"),
-                    "is no value of a header with a secret",
-                    accepted,
-                    "such as \"Bearer {secret}\"",
-                );
-            }
-            if credential.basic_user.is_some() {
-                walk.tell(&at("value"), "is set beside basic_user", "one of the two", "take one out");
-            }
-        }
-        if credential.basic_user.as_ref().is_some_and(|user| user.contains(':') || !fit(user)) {
-            walk.tell(
-                &at("basic_user"),
-                "is no user of the Basic scheme",
-                "visible ASCII without a colon",
-                "change it",
-            );
-        }
         for (number, host) in credential.hosts.iter().enumerate() {
-            let at = format!("{field}.hosts[{number}]");
-            if host.is_broad() {
-                walk.tell(
-                    &at,
-                    "gives the secret to names that anybody can have",
-                    "narrower patterns",
-                    "name the hosts",
-                );
-            }
             let clash = credentials[..index].iter().find(|earlier| {
                 earlier.header == credential.header && earlier.hosts.iter().any(|one| one.meet(host).is_some())
             });
             if let Some(earlier) = clash {
                 let what = format!("is a host of credential `{}` too, with the same header", earlier.name);
-                walk.tell(&at, &what, "one credential for a header of a host", "take it out of one of the two");
+                let field = format!("credentials[{index}].hosts[{number}]");
+                walk.tell(&field, &what, "one credential for a header of a host", "take it out of one of the two");
             }
         }
     }

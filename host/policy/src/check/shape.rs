@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::accepted::{accepted, consts, nearest, resolve};
 use super::formats;
-use crate::problem::{PROBLEMS_MAX, Problem, place, shown};
+use crate::problem::{PROBLEMS_MAX, Problem, place, sentence, shown};
 
 /// One walk through a file.
 pub(super) struct Walk<'a> {
@@ -19,13 +19,15 @@ pub(super) struct Walk<'a> {
     root: &'a Value,
     /// What is wrong.
     pub(super) problems: Vec<Problem>,
+    /// Rules and credentials that are right by themselves, whatever is wrong beside them.
+    pub(super) entries: BTreeMap<String, Vec<(usize, Value)>>,
     /// Where each field's value stands, in bytes.
     pub(super) places: BTreeMap<String, Range<usize>>,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(text: &'a str, root: &'a Value) -> Self {
-        Self { text, root, problems: Vec::new(), places: BTreeMap::new() }
+        Self { text, root, problems: Vec::new(), entries: BTreeMap::new(), places: BTreeMap::new() }
     }
 
     /// Tells a problem of `field`, at its place or at that of what it is in.
@@ -59,7 +61,7 @@ impl<'a> Walk<'a> {
         let source = value.and_then(|span| self.text.get(span)).unwrap_or_default();
         // Of a table or a long list only the first line says anything.
         let value = shown(source.lines().next().unwrap_or_default());
-        let (field, what) = (shown(field), shown(what));
+        let (field, what) = (sentence(field), sentence(what));
         self.problems.push(Problem {
             line,
             column,
@@ -204,7 +206,11 @@ impl<'a> Walk<'a> {
         }
         let mut json = Vec::new();
         for (index, item) in items.iter().enumerate() {
-            json.extend(self.value(&node["items"], item, &format!("{field}[{index}]")));
+            let Some(value) = self.value(&node["items"], item, &format!("{field}[{index}]")) else { continue };
+            if matches!(field, "network.rules" | "credentials") {
+                self.entries.entry(field.to_owned()).or_default().push((index, value.clone()));
+            }
+            json.push(value);
         }
         (self.problems.len() == before).then_some(Value::Array(json))
     }

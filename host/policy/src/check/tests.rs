@@ -214,6 +214,16 @@ fn a_part_that_is_hurt_tells_no_echo_of_its_own_holes() {
 }
 
 #[test]
+fn a_part_that_is_hurt_hides_nothing_of_those_beside_it() {
+    let text = format!(
+        "version = 1\n[[network.rules]]\nname = \"bad\"\nhosts = [\"a.org\"]\nmethods = [\"get\"]\n{}",
+        RULE.replace("a.org", "*")
+    );
+    let fields: Vec<String> = problems(&text).into_iter().map(|problem| problem.field).collect();
+    assert_eq!(fields, ["network.rules[0].methods[0]", "network.rules[1].hosts[0]"]);
+}
+
+#[test]
 fn files_that_are_no_policy_are_refused_cheaply_and_in_words() {
     let what = |bytes: &[u8]| Policy::parse(bytes, "p").unwrap_err().problems.remove(0);
     let large = vec![b'#'; 10 << 20];

@@ -89,3 +89,9 @@ fn what_was_asked_cannot_speak_to_the_terminal() {
     let told = explain("G\u{1b}[2JET https://a.org/\u{1b}]0;x").to_string();
     assert!(!told.contains('\u{1b}'), "{told:?}");
 }
+
+#[test]
+fn what_is_long_is_told_whole() {
+    let told = explain("PATCH https://a.org:444/").why;
+    assert!(told.ends_with("about that host are: first, second, all"), "{told}");
+}
