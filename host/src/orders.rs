@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
+    SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair, sockopt,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -23,6 +23,8 @@ use tokio::sync::Mutex;
 
 /// Longest answer, in bytes.
 const ANSWER_MAX_BYTES: usize = 16 << 10;
+/// Longest text of a monitor in a message, in characters.
+const TEXT_MAX_CHARS: usize = 1000;
 /// Most descriptors with one order, as the monitor has it.
 const DESCRIPTORS_MAX: usize = 16;
 /// How long a freeze or a fork may take before the monitor counts as lost.
@@ -133,6 +135,8 @@ impl Orders {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&near, true)?;
+        // With every answer the kernel says who gave it.
+        sockopt::set_socket_passcred(&near, true)?;
         Ok((Self { socket: watched(near, Interest::READABLE | Interest::WRITABLE)?, turn: Mutex::new(0) }, far))
     }
 
@@ -147,7 +151,8 @@ impl Orders {
     }
 
     /// Gives an order and waits for its answer, at most `limit`. With it comes the process that was made, unless none was,
-    /// or it has ended already.
+    /// or it has ended already. It is a child of the process that answered, whatever that one says: a monitor that is
+    /// forked could otherwise have its host kill a sibling of it, or the process that it was made by.
     ///
     /// # Errors
     /// [`OrderError`].
@@ -211,21 +216,32 @@ impl Orders {
     }
 }
 
-/// One datagram and the descriptor that came with it; more than one is not let in.
+/// One datagram and the process that came with it, if it is a child of the sender; more than one descriptor is not let in.
 fn receive_with_descriptor(socket: &OwnedFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let got = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let mut received = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
+    let (mut sender, mut process) = (None, None);
+    for message in control.drain() {
+        match message {
+            RecvAncillaryMessage::ScmCredentials(who) => sender = Some(who.pid.as_raw_nonzero().get().unsigned_abs()),
+            RecvAncillaryMessage::ScmRights(rights) => process = rights.into_iter().next(),
+            _ => {}
+        }
+    }
+    let process = process.filter(|process| {
+        let is_own = sender.is_some() && parent_of(process) == sender;
+        if !is_own {
+            tracing::debug!(?sender, "a process that is none of the monitor's children, or has ended");
+        }
+        is_own
     });
-    Ok((got.bytes, received.next().and_then(|mut rights| rights.next())))
+    Ok((got.bytes, process))
 }
 
 /// Text of a monitor for a message: bounded, in one line.
 fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(1000).collect()
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX_CHARS).collect()
 }
 
 /// A descriptor for the runtime to wait for.
@@ -244,6 +260,16 @@ pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Own
 pub fn number_of(process: &OwnedFd) -> Option<u32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+}
+
+/// The parent of a process that lives, from a descriptor of it.
+fn parent_of(process: &OwnedFd) -> Option<u32> {
+    let number = number_of(process)?;
+    let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+    // Its name, in parentheses, may hold anything; state and parent follow.
+    let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+    // Only while it is there is the number its own.
+    (number_of(process) == Some(number)).then_some(parent)
 }
 
 /// What is heard of a process that a monitor makes: its events, its stderr.
@@ -349,6 +375,82 @@ mod tests {
         let nonsense = orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap_err();
         assert!(matches!(&nonsense, OrderError::Unexpected { answer } if answer == "hello"), "{nonsense}");
         assert!(matches!(orders.order(&Order::Freeze {}, &[], PROMPT).await, Err(OrderError::Io(_))));
+    }
+
+    /// A descriptor of a process.
+    fn process(pid: u32) -> OwnedFd {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+    }
+
+    /// What becomes of descriptors that come with an answer.
+    async fn answered_with(descriptors: &[BorrowedFd<'_>]) -> Option<OwnedFd> {
+        let (orders, far) = Orders::pair().unwrap();
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
+        sendmsg(&far, &[IoSlice::new(br#"{"forked":{}}"#)], &mut control, SendFlags::NOSIGNAL).unwrap();
+        let (answer, process) = orders.order(&Order::Save {}, &[], PROMPT).await.unwrap();
+        assert_eq!(answer, Answer::Forked {});
+        process
+    }
+
+    #[tokio::test]
+    async fn a_monitor_can_name_its_own_children_and_no_other_process() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let own = answered_with(&[process(child.id()).as_fd()]).await.unwrap();
+        assert_eq!(number_of(&own), Some(child.id()));
+        for other in [std::process::id(), std::os::unix::process::parent_id(), 1] {
+            assert!(answered_with(&[process(other).as_fd()]).await.is_none(), "{other}");
+        }
+        let ended = process(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(answered_with(&[ended.as_fd()]).await.is_none());
+        assert!(answered_with(&[std::fs::File::open("/dev/null").unwrap().as_fd()]).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn descriptors_beyond_one_are_not_let_in() {
+        let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let one = process(child.id());
+        let before = count();
+        let many = [one.as_fd(); DESCRIPTORS_MAX];
+        for _ in 0..20 {
+            drop(answered_with(&many).await);
+        }
+        let after = count();
+        // Other tests open and close some meanwhile.
+        assert!(after < before + 20, "{before} descriptors before, {after} after {} that were sent", 20 * many.len());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn half_an_answer_and_one_that_is_too_long_are_nonsense_of_bounded_length() {
+        let (orders, far) = Orders::pair().unwrap();
+        let long = format!("{{\"failed\":{{\"what\":\"{}\"}}}}", "x".repeat(ANSWER_MAX_BYTES));
+        for answer in ["{\"frozen\":{\"pause_us\":3", long.as_str()] {
+            rustix::net::send(&far, answer.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+            let error = orders.order(&Order::Freeze {}, &[], PROMPT).await.unwrap_err();
+            assert!(matches!(&error, OrderError::Unexpected { answer } if answer.len() <= TEXT_MAX_CHARS), "{error}");
+        }
+    }
+
+    /// What it says unasked is taken for the answer to the next order, and for nothing more than numbers; a socket's
+    /// worth of it waits.
+    #[tokio::test]
+    async fn a_monitor_that_answers_without_end_fills_its_own_socket_only() {
+        let (orders, far) = Orders::pair().unwrap();
+        let said = br#"{"discarded":{"bytes":18446744073709551615}}"#;
+        let mut count = 0_u32;
+        while rustix::net::send(&far, said, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok() {
+            count += 1;
+        }
+        assert!((1..100_000).contains(&count), "{count} answers wait");
+        let answer = orders.order(&Order::Save {}, &[], PROMPT).await.unwrap().0;
+        assert_eq!(answer, Answer::Discarded { bytes: u64::MAX });
     }
 
     #[tokio::test]

@@ -106,6 +106,8 @@ struct Noted {
 
 /// More than any honest run notes; a bound, because some names come from the guest.
 const STAGES_MAX: usize = 256;
+/// Longest name that is kept, in characters, for the same reason.
+const NAME_MAX_CHARS: usize = 64;
 
 impl Recorder {
     /// An empty list whose origin is now.
@@ -123,7 +125,9 @@ impl Recorder {
     pub fn note_at(&self, source: Source, name: &str, mono_ns: u64) {
         let mut noted = self.lock();
         if noted.stages.len() < STAGES_MAX {
-            noted.stages.push((mono_ns, source, name.to_owned()));
+            // It may be shown on a terminal.
+            let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            noted.stages.push((mono_ns, source, name.chars().take(NAME_MAX_CHARS).map(visible).collect()));
         }
     }
 
@@ -202,6 +206,15 @@ mod tests {
             recorder.note("again");
         }
         assert_eq!(recorder.timeline().stages.len(), STAGES_MAX);
+    }
+
+    #[test]
+    fn a_name_is_cut_and_cannot_steer_a_terminal() {
+        let recorder = Recorder::new();
+        recorder.note_at(Source::Monitor, &format!("\u{1b}[2J{}", "x".repeat(1 << 20)), 0);
+        let name = &recorder.timeline().stages[0].name;
+        assert!(name.starts_with("\u{fffd}[2Jx"), "{name}");
+        assert_eq!(name.chars().count(), NAME_MAX_CHARS);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use midge_protocol::{Attach, EnvVar, ToAgent, ToHost, WindowSize};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use status::{ExitStatus, Outcome, Usage};
 pub use streams::{OutputReader, StdinWriter};
@@ -33,6 +34,8 @@ use crate::link::{Conversation, Link};
 use pump::Pump;
 
 const STARTING: &str = "running the command";
+/// How much longer than its time-out a command may take until its agent counts as one that does not tell its end.
+const LATE: Duration = Duration::from_secs(120);
 
 /// A command to run. Built like [`std::process::Command`]; never passed through a shell.
 #[derive(Debug, Clone)]
@@ -135,8 +138,10 @@ impl Exec {
             });
         }
         let takes_stdin = self.message.stdin;
+        let limit = Some(self.message.timeout_ms).filter(|limit_ms| *limit_ms > 0).map(Duration::from_millis);
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit)?.checked_add(LATE));
         let conversation = link.open(&ToAgent::Exec(self.message), STARTING).await?;
-        Running::begin(conversation, [0, 0], takes_stdin).await
+        Running::begin(conversation, [0, 0], takes_stdin, deadline).await
     }
 }
 
@@ -144,7 +149,7 @@ impl Exec {
 pub(crate) async fn attach(link: &Link, id: ExecId, stdout_offset: u64, stderr_offset: u64) -> Result<Running, Error> {
     let attach = Attach { exec_id: id.0, stdout_offset, stderr_offset };
     let conversation = link.open(&ToAgent::Attach(attach), "attaching to the command").await?;
-    Running::begin(conversation, [stdout_offset, stderr_offset], true).await
+    Running::begin(conversation, [stdout_offset, stderr_offset], true, None).await
 }
 
 /// Names a command within its sandbox, for [`Sandbox::attach`](crate::sandbox::Sandbox::attach).
@@ -203,8 +208,13 @@ pub struct Output {
 }
 
 impl Running {
-    async fn begin(mut conversation: Conversation, offsets: [u64; 2], takes_stdin: bool) -> Result<Self, Error> {
-        let started = match conversation.receiver.next().await? {
+    async fn begin(
+        mut conversation: Conversation,
+        offsets: [u64; 2],
+        takes_stdin: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Self, Error> {
+        let started = match pump::next(&mut conversation.receiver, deadline).await? {
             ToHost::Started(started) => started,
             ToHost::Refused(refused) => {
                 let midge_protocol::Refused { exit_code, errno, text } = refused;
@@ -217,8 +227,8 @@ impl Running {
         let (stderr, stderr_sink) = streams::output(offsets[1]);
         let (messages, outbox) = mpsc::unbounded_channel();
         let (report, ended) = oneshot::channel();
-        let pump =
-            Pump { conversation, input, stdin_offset: started.stdin_offset, outbox, sinks: [stdout_sink, stderr_sink] };
+        let sinks = [stdout_sink, stderr_sink];
+        let pump = Pump { conversation, input, stdin_offset: started.stdin_offset, outbox, sinks, deadline };
         let task = tokio::spawn(async move {
             // Nobody may care about the end.
             let _ = report.send(pump.run().await);

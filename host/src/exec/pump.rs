@@ -7,10 +7,11 @@
 use midge_protocol::{Exited, MAX_DATA_BYTES, Message, Output, STDIN_WINDOW_BYTES, ToAgent, ToHost};
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use super::STARTING as DURING;
 use super::status::ExitStatus;
 use super::streams::{Sink, WrongOffset};
+use super::{LATE, STARTING as DURING};
 use crate::error::Error;
 use crate::link::{Conversation, Receiver, Sender};
 
@@ -22,15 +23,18 @@ pub(super) struct Pump {
     pub(super) stdin_offset: u64,
     pub(super) outbox: mpsc::UnboundedReceiver<ToAgent>,
     pub(super) sinks: [Sink; 2],
+    /// From when on every message is waited for no longer than [`LATE`]: its agent should have ended the command before.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Pump {
     /// Runs to the command's end. Closes the output streams when it returns.
     pub(super) async fn run(self) -> Result<ExitStatus, Error> {
-        let Self { conversation: Conversation { sender, receiver }, input, stdin_offset, outbox, sinks } = self;
+        let Self { conversation, input, stdin_offset, outbox, sinks, deadline } = self;
+        let Conversation { sender, receiver } = conversation;
         let (taken, window) = watch::channel(stdin_offset);
         let sending = Feed { sender, input, sent: stdin_offset, window, outbox }.run();
-        let receiving = receive(receiver, sinks, &taken);
+        let receiving = receive(receiver, sinks, &taken, deadline);
         tokio::pin!(sending, receiving);
         tokio::select! {
             ended = &mut receiving => ended,
@@ -40,14 +44,28 @@ impl Pump {
     }
 }
 
+/// The agent's next message; beyond the deadline it is not waited for longer than [`LATE`]. Not before: a caller that reads
+/// slowly holds its command up.
+pub(super) async fn next(receiver: &mut Receiver, deadline: Option<Instant>) -> Result<ToHost, Error> {
+    let Some(deadline) = deadline else { return receiver.next().await };
+    let asked = Instant::now();
+    let limit = deadline.max(asked + LATE);
+    let late = |_| {
+        let silent_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Err(Error::Silent { during: DURING, silent_ms })
+    };
+    tokio::time::timeout_at(limit, receiver.next()).await.unwrap_or_else(late)
+}
+
 /// Takes messages until the last one.
 async fn receive(
     mut receiver: Receiver,
     [mut stdout, mut stderr]: [Sink; 2],
     taken: &watch::Sender<u64>,
+    deadline: Option<Instant>,
 ) -> Result<ExitStatus, Error> {
     loop {
-        match receiver.next().await? {
+        match next(&mut receiver, deadline).await? {
             ToHost::Stdout(Output { offset, data }) => stdout.take(offset, &data).await.map_err(|e| gap(offset, &e))?,
             ToHost::Stderr(Output { offset, data }) => stderr.take(offset, &data).await.map_err(|e| gap(offset, &e))?,
             ToHost::StdinTaken(offset) => {

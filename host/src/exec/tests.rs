@@ -7,7 +7,7 @@ use std::time::Duration;
 use midge_protocol::{Exited, Output as Piece, Refused, STDIN_WINDOW_BYTES, Started, ToAgent, ToHost, WindowSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Exec, ExecId, Outcome, Running, attach};
+use super::{Exec, ExecId, LATE, Outcome, Running, attach};
 use crate::error::Error;
 use crate::link::Link;
 use crate::link::fake::{Guest, Peer};
@@ -216,6 +216,25 @@ async fn death_of_the_vm_ends_the_command_after_its_last_bytes() {
     assert_eq!((bytes.as_slice(), stdout.offset()), (&b"last"[..], 4));
     let error = running.wait().await.unwrap_err();
     assert!(matches!(&error, Error::VmEnded { end, .. } if end.cause == Cause::TripleFault), "{error}");
+}
+
+/// The time-out is the agent's to keep; one that does not keep it is not believed for ever.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_lets_a_timeout_pass_without_a_word_is_given_up() {
+    let (guest, mut control, link) = Guest::linked().await;
+    let pulse = tokio::spawn(async move {
+        while let Some(message) = control.next().await {
+            if let ToAgent::Ping(number) = message {
+                control.say(&ToHost::Pong(number)).await;
+            }
+        }
+    });
+    let begun = tokio::time::Instant::now();
+    let (running, _peer, _) = run(&guest, &link, Exec::new(["x"]).timeout(Duration::from_secs(1000))).await;
+    let error = running.wait().await.unwrap_err();
+    assert!(matches!(error, Error::Silent { .. }), "{error}");
+    assert!(begun.elapsed() >= Duration::from_secs(1000) + LATE, "{:?}", begun.elapsed());
+    pulse.abort();
 }
 
 #[tokio::test]

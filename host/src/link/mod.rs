@@ -28,6 +28,10 @@ use crate::monitor::{Dialer, End, Listener};
 use crate::run_dir::random_bytes;
 use crate::timeline::Recorder;
 
+/// How long an agent that answers pings may take to answer something else. Writing everything out may take long; only
+/// one that does not mean to answer takes longer.
+const ANSWERED: Duration = Duration::from_secs(600);
+
 /// Time limits of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -210,6 +214,10 @@ impl Link {
             biased;
             answer = asked => answer,
             gone = self.health.gone_for_good() => return Err(gone.error(during)),
+            () = tokio::time::sleep(ANSWERED) => {
+                let silent_ms = u64::try_from(ANSWERED.as_millis()).unwrap_or(u64::MAX);
+                return Err(Error::Silent { during, silent_ms });
+            }
         };
         match answer {
             Some(ToHost::Error(failure)) => Err(Error::Failed { during, failure }),

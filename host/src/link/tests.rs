@@ -7,9 +7,9 @@ use std::time::Duration;
 use midge_protocol::{ErrorCode, Failure, InitFailed, Stats, ToAgent, ToHost};
 
 use super::fake::{Guest, LIMITS, hello};
-use super::{Limits, Link};
+use super::{ANSWERED, Limits, Link};
 use crate::error::{Error, Fault};
-use crate::monitor::{Cause, End};
+use crate::monitor::{Cause, End, MonitorError};
 use crate::timeline::Source;
 
 fn panicked() -> Arc<End> {
@@ -213,6 +213,36 @@ async fn agent_that_stops_answering_is_given_up() {
     let error = link.stats().await.unwrap_err();
     assert!(matches!(error, Error::Silent { silent_ms, .. } if silent_ms >= 30_000), "{error}");
     drop(control);
+}
+
+/// A guest that is taken over can keep the pulse and leave everything else unanswered.
+#[tokio::test(start_paused = true)]
+async fn agent_that_answers_pings_and_nothing_else_is_waited_for_in_vain_once() {
+    let (_guest, mut control, link) = Guest::linked().await;
+    let agent = tokio::spawn(async move {
+        while let Some(message) = control.next().await {
+            if let ToAgent::Ping(number) = message {
+                control.say(&ToHost::Pong(number)).await;
+            }
+        }
+    });
+    let error = link.quiesce().await.unwrap_err();
+    let limit = ANSWERED.as_millis();
+    assert!(matches!(error, Error::Silent { silent_ms, .. } if u128::from(silent_ms) == limit), "{error}");
+    agent.abort();
+}
+
+/// Whoever is connected to says `OK` or hangs up; a monitor that is taken over does neither.
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_never_connects_a_conversation_is_given_up() {
+    let (_guest, _control, link) = Guest::linked().await;
+    // Nobody accepts, but the connection is made.
+    let error = link.open(&ToAgent::GetStats, "testing").await.unwrap_err();
+    let is_late = |source: &std::io::Error| source.kind() == std::io::ErrorKind::TimedOut;
+    let connect =
+        |error: &Error| matches!(error, Error::Monitor(MonitorError::Connect { source, .. }) if is_late(source));
+    // The control conversation is silent as well here: whichever is noticed first.
+    assert!(connect(&error) || matches!(error, Error::Silent { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use super::events::{Exit, Reason, printable};
+use super::events::{Exit, ITEMS_MAX, Reason, bounded, printable};
 
 /// The kind of an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,11 @@ impl End {
             Reason::Config => Cause::Config,
         };
         let Exit { detail, console_tail, exits, written, .. } = exit;
-        Self { console_tail, exits, written, ..Self::bare(cause, detail) }
+        // A monitor's claims, up to the length of a line; this is kept for as long as the sandbox is.
+        let surplus = console_tail.len().saturating_sub(ITEMS_MAX);
+        let console_tail = console_tail.into_iter().skip(surplus).map(bounded).collect();
+        let exits = exits.into_iter().take(ITEMS_MAX).map(|(cause, count)| (bounded(cause), count)).collect();
+        Self { console_tail, exits, written, ..Self::bare(cause, bounded(detail)) }
     }
 
     /// The end of a monitor that left without an exit event.
@@ -138,6 +142,7 @@ impl fmt::Display for SignalName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::events::TEXT_MAX_CHARS;
 
     #[test]
     fn panic_tells_its_line_without_control_characters() {
@@ -154,6 +159,20 @@ mod tests {
         let text = end.to_string();
         assert!(text.starts_with("the guest's kernel panicked: Kernel panic - not syncing"), "{text}");
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_a_monitor_claims_of_its_end_is_bounded() {
+        let long = || "x".repeat(1 << 20);
+        let mut console_tail = vec![long(); 3 * ITEMS_MAX];
+        console_tail.push("last".to_owned());
+        let exits = (0..1000).map(|n| (format!("{n}{}", long()), n)).collect();
+        let end =
+            End::from_event(Exit { reason: Reason::Reset, detail: long(), console_tail, exits, written: Vec::new() });
+        assert_eq!((end.console_tail.len(), end.exits.len()), (ITEMS_MAX, ITEMS_MAX));
+        assert_eq!(end.console_tail.last().unwrap(), "last");
+        let kept = end.console_tail.iter().chain(end.exits.keys()).chain([&end.detail]).map(String::len).sum::<usize>();
+        assert!(kept <= (2 * ITEMS_MAX + 1) * TEXT_MAX_CHARS, "{kept}");
     }
 
     #[test]

@@ -10,6 +10,10 @@ use serde::Deserialize;
 
 /// Longest line that is read; the console's tail of 64 KiB, escaped in the worst way, is shorter.
 pub const LINE_MAX_BYTES: usize = 1 << 20;
+/// Longest piece of a monitor's text that is kept, in characters: a console's line, the detail of an end.
+pub const TEXT_MAX_CHARS: usize = 4096;
+/// Most of a console's last lines that are kept, and most causes of exits.
+pub const ITEMS_MAX: usize = 64;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -80,6 +84,16 @@ pub enum Reason {
 /// When it is not an event: why, as one [`printable`] line, since the parser quotes what it has read.
 pub fn parse(line: &[u8]) -> Result<Event, String> {
     serde_json::from_slice(line).map_err(|error| printable(&error.to_string()))
+}
+
+/// The beginning of `text`, if it is longer than [`TEXT_MAX_CHARS`].
+#[must_use]
+pub fn bounded(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(TEXT_MAX_CHARS) {
+        text.truncate(end);
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// `text` without what a terminal would obey: control characters become visible marks.
@@ -163,6 +177,14 @@ mod tests {
         let fits = vec![b'x'; LINE_MAX_BYTES];
         assert_eq!(lines(&[&fits, b"\n"]).len(), 1);
         assert_eq!(lines(&[&fits, b"x", &fits, b"\nnext\n"]), [b"next".to_vec()]);
+    }
+
+    #[test]
+    fn text_is_cut_between_two_characters() {
+        for fits in ["", "x", &"é".repeat(TEXT_MAX_CHARS)] {
+            assert_eq!(bounded(fits.to_owned()), fits);
+        }
+        assert_eq!(bounded("é".repeat(TEXT_MAX_CHARS + 1)), "é".repeat(TEXT_MAX_CHARS));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
@@ -12,6 +13,9 @@ use super::watch::{Clock, Heard, gone, listen};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
 use crate::timeline::Recorder;
+
+/// How long a monitor may take to connect a conversation to its guest: far more than a guest takes that is busy.
+const CONNECTED: Duration = Duration::from_secs(60);
 
 /// Where VMs run.
 #[derive(Debug, Clone)]
@@ -226,14 +230,18 @@ impl Dialer {
     pub async fn connect_with(&self, port: u32, first: &[u8]) -> Result<Stream, MonitorError> {
         tracing::trace!(id = %self.id, port, "connecting to the guest");
         let connect = |source| MonitorError::Connect { port, source };
-        match &self.place {
-            Place::Native { .. } => stream::connect_unix(&self.socket, port, first).await.map_err(connect),
-            Place::Emulated(host) => {
-                let connected = host.connect(&self.id, port).await;
-                let mut stream = Stream::from(connected.map_err(emulated("connect to the guest"))?);
-                stream.writer.write_all(first).await.map_err(connect)?;
-                Ok(stream)
+        let connected = async {
+            match &self.place {
+                Place::Native { .. } => stream::connect_unix(&self.socket, port, first).await.map_err(connect),
+                Place::Emulated(host) => {
+                    let connected = host.connect(&self.id, port).await;
+                    let mut stream = Stream::from(connected.map_err(emulated("connect to the guest"))?);
+                    stream.writer.write_all(first).await.map_err(connect)?;
+                    Ok(stream)
+                }
             }
-        }
+        };
+        let late = || connect(std::io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(CONNECTED, connected).await.unwrap_or_else(|_| Err(late()))
     }
 }

@@ -12,12 +12,14 @@ use tokio::sync::{oneshot, watch};
 
 use super::ConsoleSender;
 use super::end::End;
-use super::events::{Event, Lines, parse};
+use super::events::{Event, Lines, bounded, parse};
 use crate::timeline::{Recorder, Source, monotonic_ns};
 
 /// Kept of what the monitor writes to stderr: the last bytes.
 const STDERR_TAIL_BYTES: usize = 8 << 10;
 const READ_BYTES: usize = 16 << 10;
+/// Lines that are no event and are complained of one by one.
+const COMPLAINTS_MAX: usize = 8;
 
 /// Whose clock stamps a monitor's stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,13 +97,14 @@ async fn follow_events<E: AsyncRead + Unpin>(mut events: E, outlets: &mut Outlet
     let mut buffer = vec![0; READ_BYTES];
     let mut exit = None;
     let mut exec_ns = None;
+    let mut nonsense = 0;
     loop {
         let got = match events.read(&mut buffer).await {
-            Ok(0) => return exit,
+            Ok(0) => break,
             Ok(got) => got,
             Err(error) => {
                 tracing::debug!(%error, "reading the monitor's events");
-                return exit;
+                break;
             }
         };
         lines.push(&buffer[..got], |line| match parse(line) {
@@ -119,7 +122,7 @@ async fn follow_events<E: AsyncRead + Unpin>(mut events: E, outlets: &mut Outlet
             Ok(Event::Console { text }) => {
                 if let Some(console) = &outlets.console {
                     // A full channel means that nobody keeps up; the guest must not wait for that.
-                    let _ = console.try_send(text);
+                    let _ = console.try_send(bounded(text));
                 }
             }
             Ok(Event::Exit(told)) => {
@@ -129,9 +132,18 @@ async fn follow_events<E: AsyncRead + Unpin>(mut events: E, outlets: &mut Outlet
                 exit = Some(end);
             }
             Ok(Event::Unknown) => {}
-            Err(error) => tracing::warn!(%error, bytes = line.len(), "the monitor wrote something that is no event"),
+            Err(error) => {
+                nonsense += 1;
+                if nonsense <= COMPLAINTS_MAX {
+                    tracing::warn!(%error, bytes = line.len(), "the monitor wrote something that is no event");
+                }
+            }
         });
     }
+    if nonsense > COMPLAINTS_MAX {
+        tracing::warn!(lines = nonsense, "the monitor wrote that many lines that are no events");
+    }
+    exit
 }
 
 /// Reads to the end and gives the last [`STDERR_TAIL_BYTES`].
@@ -150,6 +162,7 @@ async fn last_bytes<R: AsyncRead + Unpin>(mut reader: R) -> String {
 mod tests {
     use super::*;
     use crate::monitor::end::Cause;
+    use crate::monitor::events::TEXT_MAX_CHARS;
     use std::os::unix::process::ExitStatusExt;
     use tokio::sync::mpsc;
 
@@ -210,6 +223,42 @@ mod tests {
         let events = b"{\"event\":\"console\",\"text\":\"x\"}\n".repeat(5);
         let seen = watched(&events, b"", None, Clock::Ours).await;
         assert_eq!(seen.console.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn nonsense_without_end_is_complained_of_a_few_times() {
+        let said = tempfile::NamedTempFile::new().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(said.reopen().unwrap())).finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        let seen = watched(&b"{\n".repeat(100_000), b"", None, Clock::Ours).await;
+        drop(guard);
+        assert_eq!(seen.end.cause, Cause::Lost);
+        let said = std::fs::read_to_string(said.path()).unwrap();
+        assert_eq!(said.matches("is no event").count(), COMPLAINTS_MAX, "{said}");
+        assert!(said.contains("100000") && said.lines().count() == COMPLAINTS_MAX + 1, "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_console_line_is_bounded_and_the_last_claim_of_an_end_counts() {
+        let line = format!("{{\"event\":\"console\",\"text\":\"{}\"}}\n", "x".repeat(1 << 19));
+        let exit = |reason: &str| format!("{{\"event\":\"exit\",\"reason\":\"{reason}\"}}\n");
+        let events = [line, exit("reset").repeat(1000), exit("panic")].concat();
+        let seen = watched(events.as_bytes(), b"", None, Clock::Ours).await;
+        assert_eq!(seen.console[0].len(), TEXT_MAX_CHARS);
+        assert_eq!(seen.end.cause, Cause::GuestPanic);
+    }
+
+    #[tokio::test]
+    async fn stages_of_any_moment_are_told_apart_and_printed() {
+        let stage = |t_us: u64, mono_ns: u64| {
+            format!("{{\"event\":\"stage\",\"name\":\"s\",\"t_us\":{t_us},\"mono_ns\":{mono_ns}}}\n")
+        };
+        let moments = [0, 1, u64::MAX];
+        let events: String = moments.into_iter().flat_map(|t| moments.map(|mono| stage(t, mono))).collect();
+        for clock in [Clock::Ours, Clock::Foreign] {
+            let seen = watched(events.repeat(100).as_bytes(), b"", None, clock).await;
+            assert!(seen.recorder.timeline().to_string().lines().count() <= 300, "{clock:?}");
+        }
     }
 
     #[tokio::test]
