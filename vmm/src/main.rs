@@ -15,6 +15,7 @@ use midge_vmm::boot::layout;
 use midge_vmm::config::{JailPart, VmmConfig};
 use midge_vmm::jail::{self, JailError, Limits, Thread, Wanted};
 use midge_vmm::machine::kvm::Host;
+use midge_vmm::machine::threads;
 use midge_vmm::orders::Lifeline;
 use midge_vmm::sys;
 use midge_vmm::trace::{Ending, ExitCounts, Reason, Stage, Trace, chain};
@@ -147,6 +148,8 @@ fn try_run(source: &std::ffi::OsStr, trace: &mut Trace) -> Result<(Ending, Optio
             let at_rest = at_rest.map_err(|error| not_run(error.into()))?;
             trace.mark(Stage::StateRead);
             if restore.is_resident() {
+                // They would be in the hands of each of its forks, who bring their own.
+                drop(doors);
                 return be_resident(&config, kvm, at_rest, lifeline, trace);
             }
             let AtRest { state, ram, disks } = at_rest;
@@ -182,6 +185,7 @@ fn be_resident(
             io::Error::new(io::ErrorKind::InvalidInput, "a resident takes its orders on a SOCK_SEQPACKET stdin");
         return Err(failed(Reason::Config, "waiting for orders failed", &error));
     };
+    threads::expect_interrupts().map_err(|e| failed(Reason::HostError, "setting up the resident failed", &e))?;
     jail::lock_in(Thread::Resident).map_err(|e| failed(Reason::HostError, "locking in the resident failed", &e))?;
     trace.mark(Stage::Resident);
     trace.flush(&mut io::stdout().lock());

@@ -33,7 +33,9 @@ impl Thread {
     /// Every kind.
     pub const ALL: [Self; 6] = [Self::Keeper, Self::First, Self::Main, Self::Vcpu, Self::Block, Self::Resident];
 
-    fn policy(self) -> &'static [u8] {
+    /// Its filter as it is given to the kernel: instructions of 8 bytes.
+    #[must_use]
+    pub fn policy(self) -> &'static [u8] {
         match self {
             Self::Keeper => include_bytes!(concat!(env!("OUT_DIR"), "/keeper.bpf")),
             Self::First => include_bytes!(concat!(env!("OUT_DIR"), "/first.bpf")),
@@ -221,7 +223,7 @@ mod tests {
                 let name = name(&rule);
                 assert!(!forbidden.contains(&name), "{name}");
                 assert!(rule["comment"].as_str().is_some_and(|why| why.len() > 5), "{name} names no caller");
-                let constrained = ["ioctl", "mmap", "mprotect", "madvise", "socket"];
+                let constrained = ["ioctl", "mmap", "mprotect", "madvise", "socket", "tgkill"];
                 assert!(!constrained.contains(&name) || rule["args"].is_array(), "{name} is not constrained");
             }
         }
@@ -295,7 +297,7 @@ mod tests {
         for rule in &rules {
             let name = name(rule);
             assert!(!forbidden.contains(&name), "{name}");
-            let constrained = ["ioctl", "mmap", "mprotect", "madvise", "socket", "clone", "prctl", "fcntl"];
+            let constrained = ["ioctl", "mmap", "mprotect", "madvise", "socket", "clone", "prctl", "fcntl", "tgkill"];
             assert!(!constrained.contains(&name) || !conditions(rule).is_empty(), "{name} is not constrained");
         }
         let only = |wanted: &str| rules.iter().filter(|rule| name(rule) == wanted).map(conditions).collect::<Vec<_>>();

@@ -29,6 +29,15 @@ const PAUSE_RETRY: Duration = Duration::from_micros(100);
 /// Time between two signals to a thread that was just about to enter the guest.
 const STOP_RETRY: Duration = Duration::from_millis(1);
 
+/// From here on the signal that interrupts a vCPU ends nobody. Also for a process that has none: it is the one signal that a
+/// filter lets threads send, and a sibling that was taken over can send it to any process of its jail.
+///
+/// # Errors
+/// The kernel's.
+pub fn expect_interrupts() -> io::Result<()> {
+    register_signal_handler(SIGRTMIN(), interrupt).map_err(io::Error::from)
+}
+
 /// Why the threads could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ThreadError {
@@ -112,7 +121,7 @@ impl Threads {
     /// [`ThreadError`].
     pub fn start(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, lock_in: fn() -> io::Result<()>) -> Result<Self, ThreadError> {
         let stopping = |source: io::Error| ThreadError::Stopping(source);
-        register_signal_handler(SIGRTMIN(), interrupt).map_err(|e| stopping(e.into()))?;
+        expect_interrupts().map_err(stopping)?;
         let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(stopping)?;
         let gate = Arc::new(Barrier::new(vcpus.len() + 1));
         let (sender, reports) = channel();

@@ -19,18 +19,23 @@ use std::os::unix::net::UnixStream;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, shutdown,
-    socketpair,
+    socketpair, sockopt,
 };
 
 /// Bytes of a question, and of an answer.
 const WORD_BYTES: usize = 4;
+/// Room for answers that the monitor has not read, as the kernel is asked for it: some 80 answers, and a monitor has at most 64
+/// questions under way. Sockets in answers that nobody reads count against all that this user may have under way.
+const ANSWERS_MAX_BYTES: usize = 32 << 10;
 
 /// A doorman's line: the monitor's end and the doorman's.
 ///
 /// # Errors
 /// When there is no descriptor left.
 pub fn line() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    let (monitors, doormans) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_send_buffer_size(&doormans, ANSWERS_MAX_BYTES)?;
+    Ok((monitors, doormans))
 }
 
 /// The monitor's end. Nothing here waits.

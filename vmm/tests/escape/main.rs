@@ -5,7 +5,16 @@
 //! thing. Twice: without a system-call filter, to see that the layers below hold by themselves, and with the filter of
 //! each kind of thread, which must not even let it be tried. What the attempt came to is told on a pipe that was open
 //! before.
-#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+
+#[expect(dead_code, reason = "shared with the tests of guests, which use all of it")]
+#[path = "../guest/code.rs"]
+mod code;
+#[expect(dead_code, reason = "shared with the tests of guests, which use all of it")]
+#[path = "../guest/held.rs"]
+mod held;
+mod neighbour;
+mod sibling;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,11 +26,20 @@ use std::process::{Command, ExitStatus, Stdio};
 use midge_vmm::jail::{self, Limits, Thread, Wanted};
 use midge_vmm::trace::Trace;
 
-const CASE: &str = "MIDGE_ESCAPE_CASE";
+use neighbour::{CASE_OF_NEIGHBOUR, Known, NEIGHBOUR, Neighbour};
+
+pub(crate) const CASE: &str = "MIDGE_ESCAPE_CASE";
+/// Where the child may make a socket.
+pub(crate) const DIRECTORY: &str = "MIDGE_ESCAPE_DIRECTORY";
 /// What the child says when an attempt was refused, before the error.
 const REFUSED: &str = "refused";
 /// And when it was not.
 const DONE: &str = "done";
+
+/// Before the kind of a thread: what it attempts, it attempts on a sibling.
+const SIBLING: &str = "sibling:";
+/// Threads whose filters are tried.
+const KINDS: [&str; 5] = ["main", "vcpu", "block", "resident", "first"];
 
 /// What the jail is entered with: enough for a thread to speak.
 const LIMITS: Limits = Limits { descriptors: 64, file_bytes: 1 << 20 };
@@ -36,6 +54,13 @@ fn users() -> Vec<Option<u32>> {
 
 /// Runs one attempt; gives what was said, and how the process ended.
 fn attempt(user: Option<u32>, kind: &str, deed: &str) -> (String, ExitStatus) {
+    attempt_on("", user, kind, deed)
+}
+
+/// The same, on a neighbour.
+fn attempt_on(neighbour: &str, user: Option<u32>, kind: &str, deed: &str) -> (String, ExitStatus) {
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let mut command = Command::new("/proc/self/fd/0");
     if let Some(id) = user {
         command.uid(id).gid(id);
@@ -43,6 +68,8 @@ fn attempt(user: Option<u32>, kind: &str, deed: &str) -> (String, ExitStatus) {
     let mut child = command
         .args(["--exact", "child", "--nocapture", "--test-threads=1"])
         .env(CASE, format!("{kind} {deed}"))
+        .env(NEIGHBOUR, neighbour)
+        .env(DIRECTORY, dir.path())
         // By a descriptor: nobody may not be able to reach the path.
         .stdin(File::open("/proc/self/exe").unwrap())
         .stdout(Stdio::piped())
@@ -85,11 +112,55 @@ fn without_a_filter_the_layers_below_refuse_everything_that_leads_out() {
 
 #[test]
 fn with_the_filter_of_a_thread_it_is_not_even_tried() {
-    for kind in ["main", "vcpu", "block", "resident", "first"] {
+    for kind in KINDS {
         for deed in ATTEMPTS.iter().filter(|deed| !deed.starts_with("make more descriptors")) {
             let (said, _) = attempt(None, kind, deed);
             assert!(said.is_empty(), "{kind}: {deed}: {said}");
         }
+    }
+}
+
+#[test]
+fn a_live_neighbour_cannot_be_reached_and_stays_well() {
+    for mut neighbour in Neighbour::all() {
+        let (what, told) = (neighbour.what, neighbour.told());
+        for (user, deed) in users().into_iter().flat_map(|user| neighbour::ATTEMPTS.map(|deed| (user, deed))) {
+            let (said, status) = attempt_on(&told, user, "none", deed);
+            assert!(said.starts_with(REFUSED) && !said.contains(DONE), "{what}, {user:?}, {deed}: {said:?}, {status}");
+            println!("{what}, {user:?}, {deed}: {said}");
+        }
+        for (kind, deed) in KINDS.into_iter().flat_map(|kind| neighbour::ATTEMPTS.map(|deed| (kind, deed))) {
+            let (said, _) = attempt_on(&told, None, kind, deed);
+            // A resident may hold the processes that it sees, and sees none but those of its jail.
+            let is_asked = kind == "resident" && (deed.contains("hold") || deed.contains("take"));
+            let is_ended = if is_asked { said.starts_with(REFUSED) } else { said.is_empty() };
+            assert!(is_ended && !said.contains(DONE), "{kind}: {deed}: {said}");
+        }
+        assert!(neighbour.is_well(), "{what}");
+    }
+}
+
+#[test]
+fn a_sibling_in_the_same_jail_cannot_be_reached_and_stays_well() {
+    let ended = format!("{DONE}; {}", sibling::WELL);
+    let attempt = |user, kind: &str, deed| attempt(user, &format!("{SIBLING}{kind}"), deed);
+    for user in users() {
+        for deed in sibling::BELOW {
+            let (said, status) = attempt(user, "none", deed);
+            assert!(said.starts_with(REFUSED) && said.ends_with(&ended), "{user:?}, {deed}: {said:?}, {status}");
+            println!("{user:?}, {deed}: {said}");
+        }
+        for deed in sibling::FILTERED {
+            println!("without a filter: {user:?}, {deed}: {}", attempt(user, "none", deed).0);
+        }
+    }
+    for kind in KINDS.into_iter().filter(|kind| *kind != "first") {
+        for deed in sibling::BELOW.into_iter().chain(sibling::FILTERED) {
+            assert_eq!(attempt(None, kind, deed).0, ended, "{kind}: {deed}");
+        }
+        let (said, _) = attempt(None, kind, sibling::STOOD);
+        assert!(said.ends_with(&ended), "{kind}: {said}");
+        println!("{kind}, {}: {said}", sibling::STOOD);
     }
 }
 
@@ -124,14 +195,15 @@ fn child() {
         let _ = midge_vmm::sys::reap_any();
         loop {
             match midge_vmm::sys::reap_any().unwrap() {
-                midge_vmm::sys::Reaped::None => std::thread::yield_now(),
+                midge_vmm::sys::Reaped::None => std::thread::sleep(std::time::Duration::from_millis(1)),
                 midge_vmm::sys::Reaped::Nobody => std::process::exit(0),
                 midge_vmm::sys::Reaped::Child { status, .. } => midge_vmm::sys::end_as(status),
             }
         }
     }
     let (kind, deed) = case.split_once(' ').unwrap();
-    let outside = Outside::prepare();
+    let (kind, is_sibling) = kind.strip_prefix(SIBLING).map_or((kind, false), |kind| (kind, true));
+    let (outside, known) = (Outside::prepare(), Known::from_environment());
     let wanted = Wanted { allow_missing: &[], limits: LIMITS, uds: None };
     let entered = jail::enter(&wanted, &mut Trace::start());
     let entered = entered.unwrap_or_else(|error| {
@@ -146,17 +218,33 @@ fn child() {
         "first" => Some(Thread::First),
         _ => None,
     };
-    if let Some(thread) = thread {
-        jail::lock_in(thread).unwrap();
+    if case == CASE_OF_NEIGHBOUR {
+        neighbour::wait();
     }
-    let said = match outside.attempt(deed) {
+    if is_sibling {
+        let is_well = sibling::attempt(thread, deed, tell);
+        tell(Ok(format!("; {}", if is_well { sibling::WELL } else { "sibling is gone" })));
+    } else {
+        if let Some(thread) = thread {
+            jail::lock_in(thread).unwrap();
+        }
+        tell(match known.filter(|_| deed.contains("my neighbour")) {
+            Some(neighbour) => neighbour.attempt(deed),
+            None => outside.attempt(deed),
+        });
+    }
+    drop(entered);
+    midge_vmm::sys::exit_now(0);
+}
+
+/// Tells what an attempt came to.
+fn tell(done: io::Result<String>) {
+    let said = match done {
         Ok(what) => format!("{DONE}{what}"),
         Err(error) => format!("{REFUSED}: {error}"),
     };
     let _ = io::stdout().write_all(format!("\n{said}\n").as_bytes());
     let _ = io::stdout().flush();
-    drop(entered);
-    midge_vmm::sys::exit_now(0);
 }
 
 /// What is there outside, before there is an inside.
@@ -170,8 +258,7 @@ struct Outside {
 
 impl Outside {
     fn prepare() -> Self {
-        let uds = std::env::temp_dir().join(format!("midge-escape-{}", std::process::id()));
-        let _ = std::fs::remove_file(&uds);
+        let uds = std::path::Path::new(&std::env::var_os(DIRECTORY).unwrap()).join("socket");
         let listener = UnixListener::bind(&uds).unwrap();
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         Self { _listener: listener, uds, tcp, host_pid: std::os::unix::process::parent_id() }
@@ -234,9 +321,18 @@ fn look_around() -> String {
 }
 
 /// A call past the library.
+pub(crate) fn raw(number: i64, arguments: [i64; 4]) -> io::Result<String> {
+    call(number, arguments).map(|_| String::new())
+}
+
+/// The same, for what it gives.
+pub(crate) fn call(number: i64, [a, b, c, d]: [i64; 4]) -> io::Result<i64> {
+    call6(number, [a, b, c, d, 0, 0])
+}
+
 #[expect(unsafe_code, reason = "a system call by its number")]
-fn raw(number: i64, [a, b, c, d]: [i64; 4]) -> io::Result<String> {
-    // SAFETY: none of the calls made here touches memory of this process.
-    let got = unsafe { libc::syscall(number, a, b, c, d) };
-    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(String::new()) }
+pub(crate) fn call6(number: i64, [a, b, c, d, e, f]: [i64; 6]) -> io::Result<i64> {
+    // SAFETY: calls made here touch no memory of this process but what they are given, which is alive.
+    let got = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(got) }
 }

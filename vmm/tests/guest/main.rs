@@ -14,6 +14,7 @@ mod held;
 mod hostile;
 mod monitor;
 mod script;
+mod siblings;
 mod snapshot;
 mod working_set;
 
