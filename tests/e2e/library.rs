@@ -85,6 +85,7 @@ pub(crate) fn body(name: &str) {
             "restored" => crate::load::restored().await,
             "damaged" => crate::damage::damaged().await,
             "orphaned" => crate::damage::orphaned().await,
+            "recorded" => crate::calls::recorded().await,
             "cycled" => crate::cycles::cycled().await,
             "struck" => crate::templates::struck().await,
             other => panic!("no body {other}"),

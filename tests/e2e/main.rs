@@ -11,6 +11,7 @@
 
 mod agent;
 mod bench;
+mod calls;
 mod containers;
 mod context;
 mod contract;
@@ -32,6 +33,7 @@ mod ps;
 mod shortage;
 mod stolen;
 mod templates;
+mod tracer;
 mod workspace;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +63,9 @@ fn take_signals_back() {
 }
 
 fn main() -> ExitCode {
+    if tracer::is_called() {
+        return tracer::main();
+    }
     let start = Instant::now();
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [flag, name] = words.as_slice()
@@ -92,6 +97,7 @@ fn main() -> ExitCode {
         ps::TESTS,
         workspace::TESTS,
         faults::TESTS,
+        calls::TESTS,
         lifecycle::TESTS,
         containers::TESTS,
         bench::TESTS,

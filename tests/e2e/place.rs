@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     /// Holds its address and token, mode 0600.
     pub(crate) address: PathBuf,
     _dir: tempfile::TempDir,
-    _host: EmulatedHost,
+    host: EmulatedHost,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -55,14 +55,33 @@ impl Place {
     pub(crate) fn emulated(bin: &Path) -> Result<Self, String> {
         let text = |error: &dyn std::error::Error| midge::error::chain(error);
         let cache = Cache::open().map_err(|error| text(&error))?;
+        let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
+        Self::start(options.map_err(|error| text(&error))?)
+    }
+
+    /// Starts one with these programs in it, each under its path there, in place of those of `bin`.
+    pub(crate) fn emulated_with(bin: &Path, programs: &[(PathBuf, PathBuf)], initramfs: &Path) -> Result<Self, String> {
+        let text = |error: &dyn std::error::Error| midge::error::chain(error);
+        let cache = Cache::open().map_err(|error| text(&error))?;
+        midge::initramfs::pack(programs, initramfs).map_err(|error| text(&error))?;
+        let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
+        let options = options.map_err(|error| text(&error))?;
+        Self::start(EmulatedOptions { initramfs: initramfs.to_owned(), ..options })
+    }
+
+    /// The end of an emulated host's console.
+    pub(crate) fn console(&self) -> String {
+        if let Self::Emulated(shared) = self { shared.host.console_tail() } else { String::new() }
+    }
+
+    fn start(options: EmulatedOptions) -> Result<Self, String> {
+        let text = |error: &dyn std::error::Error| midge::error::chain(error);
         let runtime = tokio::runtime::Runtime::new().map_err(|error| text(&error))?;
         let dir = tempfile::Builder::new().prefix("e2e-host-").tempdir().map_err(|error| text(&error))?;
         let address = dir.path().join("address");
-        let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
-        let options = options.map_err(|error| text(&error))?;
         let host = runtime.block_on(EmulatedHost::start(&options, &Silent)).map_err(|error| text(&error))?;
         println!("emulated host started in {} ms", host.boot_ms());
         host.share(&address).map_err(|error| text(&error))?;
-        Ok(Self::Emulated(Box::new(Shared { address, _dir: dir, _host: host, _runtime: runtime })))
+        Ok(Self::Emulated(Box::new(Shared { address, _dir: dir, host, _runtime: runtime })))
     }
 }
