@@ -12,6 +12,7 @@
 mod agent;
 mod bench;
 mod calls;
+mod children;
 mod containers;
 mod context;
 mod contract;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         agent::TESTS,
         network::TESTS,
         stolen::TESTS,
+        children::TESTS,
         library::TESTS,
         forks::TESTS,
         templates::TESTS,

@@ -5,8 +5,11 @@
 //! word, a child) it asks the [`Broker`] for, which holds it against the policy, counts it and records it. Nothing here decides
 //! anything; this is the wiring, and the loop's beginning and end.
 
+mod children;
 mod guest;
+mod household;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +19,9 @@ use midge_protocol::Door;
 use midge_protocol::broker::{End, Run, Told};
 use midge_record::{Entry, Line, RecordError, Recorder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::error::{Error, Fault};
 use crate::exec::{Controls, Exec, ExitStatus, OutputReader, Running};
@@ -26,6 +29,7 @@ use crate::monitor::events::printable;
 use crate::sandbox::{Doors, Sandbox};
 
 pub use guest::{BASE_URL, environment};
+pub use household::{Household, Life, Member, Over, Recording, WORKSPACE, Watcher, cwd, end, tools};
 
 /// Connections of one guest that are served at once; more wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -34,14 +38,24 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Most of what the loop wrote to its standard error that is kept, in bytes.
 const COMPLAINT_MAX_BYTES: usize = 4096;
 /// The machine is the agent's own: it may install what it needs, and there is nobody to be kept from.
-const ROOT: &str = "0";
+pub(crate) const ROOT: &str = "0";
 const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
 
 /// A sandbox whose doors lead to a broker. Dropping it closes them.
 #[derive(Debug)]
 pub struct Attended {
-    serving: AbortHandle,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+}
+
+impl Attended {
+    /// Closes the doors and waits until nothing is served behind them any more.
+    pub async fn end(mut self) {
+        self.stop = None;
+        // Of an error nothing follows: what was served is gone then too.
+        let _ = (&mut self.serving).await;
+    }
 }
 
 impl Drop for Attended {
@@ -57,13 +71,14 @@ impl Drop for Attended {
 /// What [`Sandbox::open_doors`] says, or the reason why the guest cannot take a file.
 pub async fn attend(sandbox: &Sandbox, broker: Broker, authority: &str) -> Result<Attended, Error> {
     let doors = sandbox.open_doors(&Door::ALL).await?;
-    let serving = tokio::spawn(serve(doors, broker)).abort_handle();
-    let attended = Attended { serving };
+    let (stop, stopped) = oneshot::channel();
+    let serving = tokio::spawn(serve(doors, broker, stopped));
+    let attended = Attended { stop: Some(stop), serving };
     guest::trust(sandbox, authority).await?;
     Ok(attended)
 }
 
-async fn serve(mut doors: Doors, broker: Broker) {
+async fn serve(mut doors: Doors, broker: Broker, mut stopped: oneshot::Receiver<()>) {
     let mut served = JoinSet::new();
     loop {
         tokio::select! {
@@ -80,6 +95,7 @@ async fn serve(mut doors: Doors, broker: Broker) {
                     tracing::debug!(door = door.name(), %error, "a connection of the guest");
                 }
             }
+            _ = &mut stopped => return served.shutdown().await,
         }
     }
 }
@@ -108,7 +124,7 @@ pub struct Turning {
 /// # Errors
 /// The loop's program is not where it should be, or the guest cannot take or start it.
 pub async fn start(sandbox: &Sandbox, run: &Run, ledger: &Ledger, recorder: &Recorder) -> Result<Turning, Error> {
-    let task = serde_json::to_vec(run).map_err(|error| Error::prepare("the agent's task", Fault::Midge, error))?;
+    let task = serde_json::to_vec(run).map_err(|error| Error::prepare("agent's task", Fault::Midge, error))?;
     let program = guest::put_loop(sandbox).await?;
     let lines = recorder.listen();
     let mut exec = Exec::new([program]).user(ROOT).stdin(true).cwd(&run.cwd);
@@ -208,6 +224,24 @@ fn last_words(lines: &mut broadcast::Receiver<Arc<Line>>) -> Option<Ended> {
     }
 }
 
+/// An end in one word, and which budget it was.
+#[must_use]
+pub fn word_of(how: &End) -> String {
+    match how {
+        End::Done => "done".to_owned(),
+        End::Budget(which) => format!("budget: {which}"),
+        End::Denied => "denied".to_owned(),
+        End::Cancelled => "cancelled".to_owned(),
+        End::Failed => "failed".to_owned(),
+    }
+}
+
+/// Versions of the parts, for transcripts.
+#[must_use]
+pub fn versions() -> BTreeMap<String, String> {
+    [("midge".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into()
+}
+
 async fn time_is_up(ledger: Ledger) {
     while let Some(left) = ledger.left().wall_ms {
         if left == 0 {
@@ -232,7 +266,7 @@ async fn complaint(stderr: Option<OutputReader>) -> String {
 /// Why a run has to stop that cannot be recorded.
 #[must_use]
 pub fn unrecorded(error: RecordError) -> Error {
-    Error::prepare("the run's transcript", Fault::Host, error)
+    Error::prepare("run's transcript", Fault::Host, error)
 }
 
 #[cfg(test)]

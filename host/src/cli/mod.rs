@@ -70,6 +70,8 @@ enum Command {
     Run(run::RunArgs),
     /// Give a task to an agent in a fresh virtual machine, with exactly the authority of a policy
     Agent(agent::AgentArgs),
+    /// Do a recorded run of an agent again, with its model's answers, in a fresh virtual machine
+    Replay(agent::ReplayArgs),
     /// Say what this machine can do, what it lacks and how to mend that
     Doctor(doctor::DoctorArgs),
     /// Build and list guest kernels
@@ -105,6 +107,7 @@ fn dispatch() -> u8 {
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Agent(args) => agent::main(args),
+        Command::Replay(args) => agent::replay(args),
         Command::Doctor(args) => doctor::main(args),
         Command::Kernel(args) => kernel::main(args),
         Command::Image(args) => image::main(args),

@@ -146,10 +146,10 @@ impl Qemu {
     pub(super) async fn ready(&mut self, timeout: Duration) -> Result<(), EmulatedError> {
         let mut state = self.console.state.subscribe();
         let reached = tokio::time::timeout(timeout, state.wait_for(|state| *state != State::Starting)).await;
-        match reached {
+        match reached.map(|state| state.is_ok_and(|state| *state == State::Ready)) {
             Err(_) => Err(EmulatedError::Timeout { timeout_s: timeout.as_secs(), tail: self.console.tail() }),
-            Ok(Ok(state)) if *state == State::Ready => Ok(()),
-            Ok(_) => {
+            Ok(true) => Ok(()),
+            Ok(false) => {
                 let status = self.child.wait().await.map_or_else(|err| err.to_string(), |status| status.to_string());
                 // Its last words come by another pipe than its end.
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -29,6 +29,18 @@ pub enum ChangeKind {
     Deleted,
 }
 
+impl ChangeKind {
+    /// `A`, `M` or `D`, as transcripts have it: what is not added or deleted is modified.
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Self::Added => 'A',
+            Self::Deleted => 'D',
+            Self::Modified | Self::ModeChanged | Self::TypeChanged => 'M',
+        }
+    }
+}
+
 /// One changed entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -131,6 +143,11 @@ impl ChangeSet {
     /// From now on the spool outlives this value.
     pub fn keep_spool(&self) {
         self.spool.keep();
+    }
+
+    /// Where the data lies: what was reported, and what was packed.
+    pub(crate) fn into_data(self) -> (Arc<SpoolDir>, Arc<File>) {
+        (self.spool, self.image)
     }
 
     pub(crate) fn spool(&self) -> &SpoolDir {
@@ -259,26 +276,60 @@ fn after(record: &Reported) -> Option<After> {
 }
 
 fn kind(before: Option<&Entry>, after: Option<&After>) -> Option<ChangeKind> {
+    differs(before.map(State::of_entry), after.map(State::of_after))
+}
+
+/// An entry at some moment, as far as it is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State<'a> {
+    mode: u32,
+    content: StateContent<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StateContent<'a> {
+    Dir,
+    File { size: u64, sha256: &'a Digest },
+    Symlink { target: &'a [u8] },
+}
+
+impl<'a> State<'a> {
+    /// As packed.
+    pub(crate) fn of_entry(entry: &'a Entry) -> Self {
+        let content = match &entry.content {
+            Content::Dir => StateContent::Dir,
+            Content::File { size, sha256, .. } => StateContent::File { size: *size, sha256 },
+            Content::Symlink { target } => StateContent::Symlink { target },
+        };
+        Self { mode: entry.mode, content }
+    }
+
+    /// As reported.
+    pub(crate) fn of_after(after: &'a After) -> Self {
+        let content = match &after.content {
+            AfterContent::Dir => StateContent::Dir,
+            AfterContent::File { size, sha256, .. } => StateContent::File { size: *size, sha256 },
+            AfterContent::Symlink { target } => StateContent::Symlink { target },
+        };
+        Self { mode: after.mode, content }
+    }
+}
+
+/// How an entry differs at two moments; `None`: it does not.
+pub(crate) fn differs(before: Option<State<'_>>, after: Option<State<'_>>) -> Option<ChangeKind> {
+    use StateContent::{Dir, File, Symlink};
     let (before, after) = match (before, after) {
         (None, None) => return None,
         (None, Some(_)) => return Some(ChangeKind::Added),
         (Some(_), None) => return Some(ChangeKind::Deleted),
         (Some(before), Some(after)) => (before, after),
     };
-    let same = match (&before.content, &after.content) {
-        (Content::Dir, AfterContent::Dir) => true,
-        (Content::File { sha256, size, .. }, AfterContent::File { sha256: new, size: new_size, .. }) => {
-            sha256 == new && size == new_size
-        }
-        (Content::Symlink { target }, AfterContent::Symlink { target: new }) => {
-            return (target != new).then_some(ChangeKind::Modified); // the mode of a link means nothing
-        }
-        _ => return Some(ChangeKind::TypeChanged),
-    };
-    match (same, before.mode == after.mode) {
-        (false, _) => Some(ChangeKind::Modified),
-        (true, false) => Some(ChangeKind::ModeChanged),
-        (true, true) => None,
+    match (before.content, after.content) {
+        // The mode of a link means nothing.
+        (Symlink { target }, Symlink { target: new }) => (target != new).then_some(ChangeKind::Modified),
+        (Dir, Dir) | (File { .. }, File { .. }) if before.content != after.content => Some(ChangeKind::Modified),
+        (Dir, Dir) | (File { .. }, File { .. }) => (before.mode != after.mode).then_some(ChangeKind::ModeChanged),
+        _ => Some(ChangeKind::TypeChanged),
     }
 }
 

@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod pack;
 pub mod path;
 pub mod review;
+pub mod since;
 pub mod spool;
 pub mod stored;
 
@@ -39,6 +40,7 @@ pub use diff::DiffOptions;
 pub use manifest::{Manifest, Note, NoteKind, Notes};
 pub use pack::{PackLimits, pack};
 pub use path::{RelPath, printable};
+pub use since::{Moment, Since};
 pub use spool::{GuestEntry, GuestKind, Spool, SpoolLimits};
 pub use stored::StoredError;
 

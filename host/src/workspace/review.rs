@@ -147,15 +147,10 @@ pub fn line(set: &ChangeSet, change: &Change, options: &ApplyOptions) -> String 
     line_with(set, change, options, true)
 }
 
-/// Every path with `A`, `M` or `D` before it, as transcripts have them: what is not added or deleted is modified.
+/// Every path with `A`, `M` or `D` before it, as transcripts have them.
 #[must_use]
 pub fn names(set: &ChangeSet) -> Vec<String> {
-    let letter = |kind| match kind {
-        ChangeKind::Added => 'A',
-        ChangeKind::Deleted => 'D',
-        ChangeKind::Modified | ChangeKind::ModeChanged | ChangeKind::TypeChanged => 'M',
-    };
-    set.changes().iter().map(|change| format!("{} {}", letter(change.kind), change.path)).collect()
+    set.changes().iter().map(|change| format!("{} {}", change.kind.letter(), change.path)).collect()
 }
 
 fn line_with(set: &ChangeSet, change: &Change, options: &ApplyOptions, counts_lines: bool) -> String {

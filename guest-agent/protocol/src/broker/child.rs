@@ -24,7 +24,7 @@ pub struct ChildRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Base {
-    /// Whoever asks, as it is now.
+    /// Whoever asks: its files as they are now, without its processes.
     Myself,
     /// A template, by name.
     Template(String),
@@ -46,7 +46,7 @@ pub enum Work {
 pub enum ChildEvent {
     /// It runs.
     Started {
-        /// Its name, as in `midge ps` and in the transcript.
+        /// Its name, as its transcript has it.
         name: String,
     },
     /// Lines of its command, or of its loop.

@@ -19,7 +19,7 @@ const INPUT_MAX_CHARS: usize = 4000;
 const LINES: usize = 4;
 
 /// Whoever answers.
-pub(super) fn approver(how: Approve, quiet: bool) -> Arc<dyn Approver> {
+pub(in crate::cli) fn approver(how: Approve, quiet: bool) -> Arc<dyn Approver> {
     match how {
         Approve::Auto => Arc::new(Automatic::Allow),
         Approve::Ask if !quiet && terminal::can_ask() => {

@@ -18,6 +18,10 @@ midge agent --workspace . --task-file task.md --policy package-install --budget 
 midge agent --workspace . --task 'explain this project' --provider compatible --base-url http://127.0.0.1:8080 --model local\n  \
 midge agent --workspace examples/median --replay examples/median/run.jsonl   (a recorded run: no model, no key)";
 
+/// Tokens that a model's window holds, and that one answer has at most, unless a flag says otherwise.
+const CONTEXT_TOKENS: u64 = 200_000;
+const OUTPUT_TOKENS: u64 = 16_384;
+
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub(crate) struct AgentArgs {
@@ -74,11 +78,11 @@ pub(crate) struct AgentArgs {
     pub(super) budget: Vec<String>,
 
     /// Tokens that the model's window holds
-    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(4096..=10_000_000))]
+    #[arg(long, value_name = "N", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u64).range(4096..=10_000_000))]
     pub(super) context_tokens: u64,
 
     /// Most tokens of one answer of the model
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(256..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = OUTPUT_TOKENS, value_parser = clap::value_parser!(u64).range(256..=1_000_000))]
     pub(super) max_output_tokens: u64,
 
     /// Apply changes to git's own files too; see `midge run --help`
@@ -98,6 +102,79 @@ pub(crate) struct AgentArgs {
     pub(super) json: bool,
 }
 
+const REPLAY_NOTES: &str = "The model's answers come from the transcript, in their order; tools run anew, in a fresh sandbox, and where \
+they give other results than those recorded that is said at the end. No model is asked and no key needed. What the recorded run was allowed \
+is not allowed again by that: --policy says what this one may do, and whether it may have children, whose transcripts are looked for beside \
+its own.\n\n\
+Exit code: as of `midge agent`.\n\n\
+Examples:\n  \
+midge replay 3f2a9c01b7de --workspace .\n  \
+midge replay examples/median/run.jsonl --workspace examples/median";
+
+/// The flags of `midge replay`: `midge agent --replay` without what only a live run needs.
+#[derive(Debug, Args)]
+#[command(after_long_help = REPLAY_NOTES)]
+pub(crate) struct ReplayArgs {
+    /// The run: a name of `midge log list`, or a transcript's file
+    #[arg(value_name = "RUN|FILE")]
+    run: String,
+
+    /// A directory to work on, as it was before the recorded run; see `midge run --help`
+    #[arg(long, value_name = "DIR[:discard|review|apply]")]
+    workspace: Option<Workspace>,
+
+    /// A template to start from (`midge template create`), in place of booting
+    #[arg(long, value_name = "NAME", conflicts_with = "image")]
+    template: Option<String>,
+
+    /// Root file system: a built image's name, a directory, or an erofs, ext4 or squashfs file [default: base]
+    #[arg(long, value_name = "NAME|DIR|FILE")]
+    image: Option<String>,
+
+    /// What it may do: a file, or one of `midge policy list` [default: offline]
+    #[arg(long, value_name = "FILE|PROFILE")]
+    policy: Option<String>,
+
+    /// Who answers what a rule asks about, and questions of the agent
+    #[arg(long, value_enum, default_value_t = Approve::Ask)]
+    approve: Approve,
+
+    /// Run although this machine does not give a part of the monitor's jail; see `midge run --help`
+    #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
+    allow_missing: Vec<String>,
+
+    /// Print one JSON object about the run to standard output, and nothing while it goes on
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<ReplayArgs> for AgentArgs {
+    fn from(args: ReplayArgs) -> Self {
+        let ReplayArgs { run, workspace, template, image, policy, approve, allow_missing, json } = args;
+        Self {
+            task: None,
+            task_file: None,
+            workspace,
+            template,
+            image,
+            policy,
+            provider: None,
+            model: None,
+            base_url: None,
+            replay: Some(run),
+            approve,
+            max_turns: None,
+            budget: Vec::new(),
+            context_tokens: CONTEXT_TOKENS,
+            max_output_tokens: OUTPUT_TOKENS,
+            allow_git_internals: false,
+            allow_outside_links: false,
+            allow_missing,
+            json,
+        }
+    }
+}
+
 /// Whose API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Provider {
@@ -113,7 +190,7 @@ pub(super) enum Provider {
 
 /// Who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Approve {
+pub(in crate::cli) enum Approve {
     /// Somebody at the terminal; where there is none, the answer is no
     Ask,
     /// Nobody: the answer is no

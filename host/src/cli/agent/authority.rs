@@ -2,8 +2,9 @@
 //! What a run may do, of a policy and of flags; and how its model is asked.
 
 use midge::error::{Error, Fault};
+use midge_broker::Secrets;
 use midge_policy::{Bytes, Endpoint, Model, Money, Period, Policy, Problems, SecretSource, Wildcard};
-use midge_protocol::broker::{Rule, Tools, Wire};
+use midge_protocol::broker::Wire;
 use midge_record::Replay;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
@@ -28,30 +29,15 @@ impl Authority {
     /// By the policy that is named, and what flags say beside it. `replay` stands in for the model.
     pub(super) fn new(args: &AgentArgs, replay: Option<&Replay>) -> Result<Self, Error> {
         let name = args.policy.as_deref().unwrap_or(DEFAULT_POLICY);
-        let policy = Policy::load(name).map_err(|error| Error::prepare("the policy (--policy)", Fault::User, error))?;
+        let policy = Policy::load(name).map_err(|error| Error::prepare("policy (--policy)", Fault::User, error))?;
         let (model, wire, name) = match replay {
             Some(replay) => recorded(replay)?,
             None => asked(args, policy.model())?,
         };
         let budget = budget(args, &policy)?;
-        let wrong = |error: Problems| Error::prepare("the policy with what flags add", Fault::User, error);
+        let wrong = |error: Problems| Error::prepare("policy with what flags add", Fault::User, error);
         let policy = policy.with_model(Some(model)).and_then(|policy| policy.with_budget(budget)).map_err(wrong)?;
         Ok(Self { policy, wire, model: name })
-    }
-
-    /// What the loop is told of its tools.
-    pub(super) fn tools(&self) -> Tools {
-        let rule = |action| match action {
-            midge_policy::Action::Allow => Rule::Allow,
-            midge_policy::Action::Ask => Rule::Ask,
-            midge_policy::Action::Deny => Rule::Deny,
-        };
-        let tools = self.policy.tools();
-        Tools {
-            default: rule(tools.default),
-            rules: tools.rules.iter().map(|(name, action)| (name.to_string(), rule(*action))).collect(),
-            ask_commands: tools.ask_commands.iter().map(ToString::to_string).collect(),
-        }
     }
 }
 
@@ -182,6 +168,14 @@ fn budget(args: &AgentArgs, policy: &Policy) -> Result<midge_policy::Budget, Err
 fn amount_of<T: DeserializeOwned>(part: &str, amount: &str) -> Result<T, Error> {
     let words: StrDeserializer<'_, ValueError> = StrDeserializer::new(amount);
     T::deserialize(words).map_err(|error| setting("--budget", part, &error.to_string()))
+}
+
+/// Commands that print a secret may take their time.
+pub(in crate::cli) async fn read_secrets(policy: &Policy, model: bool) -> Result<Secrets, Error> {
+    let policy = policy.clone();
+    let read = tokio::task::spawn_blocking(move || Secrets::read(&policy, model)).await;
+    let read = read.map_err(|error| Error::prepare("secrets", Fault::Midge, error))?;
+    read.map_err(|error| Error::prepare("secret of the policy", Fault::User, error))
 }
 
 fn setting(what: &'static str, value: &str, accepted: &str) -> Error {

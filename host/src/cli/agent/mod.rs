@@ -4,15 +4,16 @@
 //! `authority` makes one policy of file and flags, `session` is the run from its first check to its last word, `progress` shows it
 //! and `approve` puts its questions to whoever sits at the terminal.
 
-mod approve;
-mod args;
-mod authority;
+pub(super) mod approve;
+pub(super) mod args;
+pub(super) mod authority;
 mod progress;
 mod session;
 
 use std::sync::Arc;
 
-pub(crate) use args::AgentArgs;
+pub(crate) use args::{AgentArgs, ReplayArgs};
+use midge::agent::Life;
 use session::Session;
 
 use super::run::report::Report;
@@ -28,11 +29,20 @@ pub(crate) fn main(args: AgentArgs) -> u8 {
     }
 }
 
+/// Gives a recorded run's task to an agent once more, with the answers that it had.
+pub(crate) fn replay(args: ReplayArgs) -> u8 {
+    main(args.into())
+}
+
 /// The run, unless a second signal ends it first.
 async fn attended(args: AgentArgs, target: &Target, signals: Signals) -> u8 {
     let mut report = Report::default();
-    let run = async { (Session { args: &args, target }).run(&mut report).await };
-    conclude(run, signals).await.map_or_else(
+    let (life, over) = Life::new();
+    let run = async { (Session { args: &args, target, life }).run(&mut report).await };
+    let concluded = conclude(run, signals).await;
+    // Children have tasks of their own; none of them outlives its run.
+    over.wait().await;
+    concluded.map_or_else(
         |code| code,
         |(code, error)| {
             if args.json {

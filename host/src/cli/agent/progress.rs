@@ -5,7 +5,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
 
-use midge_protocol::broker::{ItemState, Left, Told, Verdict};
+use midge_protocol::broker::{ItemState, Keep, Left, Told, Verdict, Work};
 use midge_record::{Decision, Difference, Entry, Line, Recorder, printable};
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
@@ -51,6 +51,28 @@ pub(super) fn show(recorder: &Recorder) -> Shown {
         }
     });
     Shown { end, task }
+}
+
+/// Shows what is recorded of a child from now on, to the end of its transcript, with its name before each line.
+pub(super) fn show_child(name: &str, recorder: &Recorder) {
+    let (mut lines, name) = (recorder.listen(), one_line(name));
+    tokio::spawn(async move {
+        let style = Style::of_stderr();
+        loop {
+            match lines.recv().await {
+                Ok(line) => print(&below(&name, &words(&line, style))),
+                Err(RecvError::Lagged(missed)) => {
+                    print(&below(&name, &format!("… {missed} lines are in its transcript only\n")));
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+}
+
+/// Lines of a child.
+fn below(name: &str, text: &str) -> String {
+    text.lines().map(|line| format!("  [{name}] {line}\n")).collect()
 }
 
 /// How the run ended and what it took.
@@ -156,6 +178,16 @@ fn words(line: &Arc<Line>, style: Style) -> String {
             style.faint(&one_line(&format!("  question: {verdict} ({by:?})"))) + "\n"
         }
         Some(Entry::Exhausted { budget }) => style.bad(&one_line(&format!("  budget: {budget} is used up"))) + "\n",
+        Some(Entry::ChildAsked { request, .. }) => {
+            let work = match &request.work {
+                Work::Task(task) => format!("the task: {task}"),
+                Work::Command(argv) => argv.join(" "),
+            };
+            style.faint(&one_line(&format!("  child: asked for, with {work}"))) + "\n"
+        }
+        Some(Entry::ChildKept { keep: Keep::Take, tar_bytes, .. }) => {
+            style.faint(&format!("  child: its changes go to its parent, {} KiB\n", tar_bytes.div_ceil(1024)))
+        }
         Some(Entry::ChildStarted { name, .. }) => one_line(&format!("  child: {name} runs")) + "\n",
         Some(Entry::ChildRefused { why, .. }) => {
             style.bad(&one_line(&format!("  child: refused: {}", why.join("; ")))) + "\n"

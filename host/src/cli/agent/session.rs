@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use midge::agent::{self, Ended, unrecorded};
+use midge::agent::{self, Ended, Household, Life, Member, Recording, unrecorded};
 use midge::error::{Error, Fault, chain};
 use midge::monitor::events::printable;
 use midge::progress::{Bar, Silent, Watch};
@@ -15,43 +15,36 @@ use midge::sandbox::{Sandbox, Where};
 use midge::template::Template;
 use midge::workspace::ApplyOptions;
 use midge::workspace::review::{names, notes};
-use midge_broker::ask::AskDoor;
 use midge_broker::ledger::Ledger;
-use midge_broker::tls::Authority as CertificateAuthority;
-use midge_broker::told::ToldDoor;
-use midge_broker::{Broker, Given, Playback, Secrets, System, budgets};
+use midge_broker::{Playback, Secrets, budgets};
 use midge_policy::Policy;
-use midge_protocol::broker::{End, Run};
-use midge_record::{Difference, Entry, Masker, Recorder, Replay, Started};
+use midge_protocol::broker::Run;
+use midge_record::{Difference, Entry, Recorder, Replay, Started};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::args::AgentArgs;
-use super::authority::Authority;
+use super::authority::{Authority, read_secrets};
 use super::{approve, progress};
 use crate::cli::fail::say;
 use crate::cli::run::args::Mode;
 use crate::cli::run::report::Report;
-use crate::cli::run::review::{Asked, review_aside};
+use crate::cli::run::review::{Asked, review_aside, unapplied};
 use crate::cli::run::signals::Target;
 
 /// Longest task, in bytes.
 const TASK_MAX_BYTES: u64 = 256 << 10;
-/// Where tools work where there is no workspace.
-const HOME: &str = "/tmp";
-const WORKSPACE: &str = "/workspace";
 
 pub(super) struct Session<'a> {
     pub(super) args: &'a AgentArgs,
     pub(super) target: &'a Target,
+    /// Held by everything of the run, children too, to its end.
+    pub(super) life: Life,
 }
 
 /// A run after its loop.
 struct Finished {
     ended: Ended,
     ledger: Ledger,
-    /// Of a replay.
-    differences: Vec<Difference>,
 }
 
 fn difference_json(difference: &Difference) -> Value {
@@ -63,23 +56,22 @@ impl Session<'_> {
     /// Does it all and gives the exit code.
     pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
         let replay = self.args.replay.as_deref().map(open_replay).transpose()?;
-        let task = self.task(replay.as_ref())?;
-        let authority = Authority::new(self.args, replay.as_ref())?;
+        let recorded = replay.as_ref().map(|(replay, _)| replay);
+        let task = self.task(recorded)?;
+        let authority = Authority::new(self.args, recorded)?;
         let secrets = read_secrets(&authority.policy, replay.is_none()).await?;
-        let masker =
-            Masker::new(secrets.values()).map_err(|e| Error::prepare("the policy's secrets", Fault::User, e))?;
-        let sandbox = self.sandbox(&authority.policy).await?;
+        let sandbox = Arc::new(self.sandbox(&authority.policy).await?);
         if let Some(workspace) = sandbox.workspace().filter(|_| !self.args.json) {
             notes(&workspace.manifest().notes).lines().for_each(say);
         }
-        let path =
-            runs::new_path(sandbox.id()).map_err(|error| Error::prepare("the run's transcript", Fault::Host, error))?;
-        let recorder = Recorder::create(&path, sandbox.id(), masker).map_err(unrecorded)?;
+        let run = self.turn(&sandbox, &authority, task);
+        let differences = Arc::default();
+        let household = self.household(&run, replay.as_ref(), &differences, secrets);
+        let recorder = household.transcript(sandbox.id())?;
         report.put("run", sandbox.id().into());
         report.put("place", sandbox.place_name().into());
-        report.put("transcript", path.display().to_string().into());
-        let run = self.turn(&sandbox, &authority, task);
-        let ended = self.agent(&sandbox, &authority, run, replay, secrets, &recorder).await;
+        report.put("transcript", recorder.path().display().to_string().into());
+        let ended = self.agent(&sandbox, &authority, run, replay.map(|(replay, _)| replay), household, &recorder).await;
         self.target.set(None);
         let code = match &ended {
             Ok(finished) => finished.ended.how.exit_code(),
@@ -89,8 +81,9 @@ impl Session<'_> {
             Ok(_) => self.bring_back(&sandbox, &authority.policy, &recorder, report).await,
             Err(_) => Ok(()),
         };
-        sandbox.kill().await;
-        self.close(&recorder, &ended?, code, report)?;
+        agent::end(sandbox).await;
+        let differences = std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
+        self.close(&recorder, &ended?, &differences, code, report)?;
         reviewed.map(|()| code)
     }
 
@@ -112,7 +105,7 @@ impl Session<'_> {
     async fn sandbox(&self, policy: &Policy) -> Result<Sandbox, Error> {
         let place = Where::Auto.allowing(self.args.allow_missing.clone());
         if let Some(name) = &self.args.template {
-            return Template::open(name)?.start(place, false).await;
+            return Template::open(name)?.start(place, policy.children().allowed).await;
         }
         let limits = policy.limits();
         let watch: Arc<dyn Watch> = if self.args.json { Arc::new(Silent) } else { Arc::new(Bar::new()) };
@@ -140,64 +133,77 @@ impl Session<'_> {
             base_url: agent::BASE_URL.to_owned(),
             max_output_tokens: self.args.max_output_tokens,
             context_tokens: self.args.context_tokens,
-            cwd: if sandbox.workspace().is_some() { WORKSPACE } else { HOME }.to_owned(),
-            tools: authority.tools(),
+            cwd: agent::cwd(sandbox).to_owned(),
+            tools: agent::tools(&authority.policy),
             mcp: Vec::new(),
             left: budgets(&authority.policy),
         }
     }
 
-    /// The broker and the loop, to the loop's end.
+    /// What all sandboxes of the run have in common.
+    fn household(
+        &self,
+        run: &Run,
+        replay: Option<&(Replay, PathBuf)>,
+        differences: &Arc<Mutex<Vec<Difference>>>,
+        secrets: Secrets,
+    ) -> Arc<Household> {
+        let recording = |(replay, path): &(Replay, PathBuf)| Recording {
+            dir: path.parent().unwrap_or(Path::new("")).to_owned(),
+            run: replay.run().to_owned(),
+            differs: Arc::new(told_to(differences)),
+        };
+        let quiet = self.args.json;
+        Arc::new(Household {
+            approver: approve::approver(self.args.approve, quiet),
+            secrets,
+            turn: Some(run.clone()),
+            place: Where::Auto.allowing(self.args.allow_missing.clone()),
+            replay: replay.map(recording),
+            watch: Arc::new(move |name, recorder| {
+                if !quiet {
+                    progress::show_child(name, recorder);
+                }
+            }),
+            life: self.life.clone(),
+        })
+    }
+
+    /// The broker and the loop, to the loop's end and that of all children.
     async fn agent(
         &self,
-        sandbox: &Sandbox,
+        sandbox: &Arc<Sandbox>,
         authority: &Authority,
         run: Run,
         replay: Option<Replay>,
-        secrets: Secrets,
+        household: Arc<Household>,
         recorder: &Recorder,
     ) -> Result<Finished, Error> {
-        let setting_up = |error: midge_broker::tls::TlsError| Error::prepare("the broker", Fault::Host, error);
         let ledger = Ledger::new(&run.left);
         recorder.note(&Entry::Started(Box::new(self.started(authority, &run, replay.as_ref())))).map_err(unrecorded)?;
-        let certificates = Arc::new(CertificateAuthority::new(sandbox.id()).map_err(setting_up)?);
-        let roots = midge_broker::tls::roots(&[]).map_err(setting_up)?;
-        let pem = certificates.pem().to_owned();
-        let differences = Arc::new(Mutex::new(Vec::new()));
-        let policy = watch::Sender::new(Arc::new(authority.policy.clone()));
-        let approver = approve::approver(self.args.approve, self.args.json);
-        let broker = Broker::new(Given {
-            ask: AskDoor::new(approver, recorder.clone(), policy.subscribe()),
-            told: ToldDoor::new(recorder.clone(), ledger.clone()),
-            child: None,
-            peer: None,
-            policy,
+        let differs = household.replay.as_ref().map(|recording| Arc::clone(&recording.differs));
+        let member = Member {
+            name: sandbox.id().to_owned(),
+            policy: authority.policy.clone(),
             ledger: ledger.clone(),
             recorder: recorder.clone(),
-            secrets,
-            authority: certificates,
-            roots,
-            resolve: Arc::new(System),
-            dial: Arc::new(System),
-            replay: replay.map(|replay| Playback::new(replay, told_to(&differences))),
-        })
-        .map_err(setting_up)?;
-        let attended = agent::attend(sandbox, broker, &pem).await?;
+            family: None,
+            replay: replay.zip(differs).map(|(replay, differs)| Playback::new(replay, move |one| differs(one))),
+        };
+        let attended = household.admit(sandbox, member).await?;
         let shown = (!self.args.json).then(|| progress::show(recorder));
         let turning = agent::start(sandbox, &run, &ledger, recorder).await?;
         self.target.set(Some(turning.controls()));
-        let ended = turning.ended().await?;
-        drop(attended);
+        let ended = turning.ended().await;
+        attended.end().await;
         if let Some(shown) = shown {
             shown.end().await;
         }
-        let differences = std::mem::take(&mut *differences.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(Finished { ended, ledger, differences })
+        Ok(Finished { ended: ended?, ledger })
     }
 
     fn started(&self, authority: &Authority, run: &Run, replay: Option<&Replay>) -> Started {
         let provider = authority.policy.model().map(|model| format!("{:?}", model.provider).to_lowercase());
-        let versions = [("midge".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
         Started {
             task: run.task.clone(),
             policy: authority.policy.to_toml(),
@@ -207,7 +213,7 @@ impl Session<'_> {
             parent: None,
             replay_of: replay.map(|replay| replay.run().to_owned()),
             budget: run.left,
-            versions: versions.into(),
+            versions: agent::versions(),
         }
     }
 
@@ -220,9 +226,9 @@ impl Session<'_> {
         report: &mut Report,
     ) -> Result<(), Error> {
         let Some(workspace) = sandbox.workspace() else { return Ok(()) };
-        let asked = self.args.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode);
+        let wanted = self.args.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode);
         // Without a policy the flag is the user's whole word.
-        let mode = if self.args.policy.is_some() { at_most(asked, policy.workspace().mode) } else { asked };
+        let mode = if self.args.policy.is_some() { wanted.at_most(policy.workspace().mode) } else { wanted };
         let mut changes = workspace.collect().await?;
         changes.keep(|path| policy.workspace().keeps(path.as_bytes()).is_some());
         let dir = workspace.dir().to_owned();
@@ -231,7 +237,8 @@ impl Session<'_> {
             allow_outside_links: self.args.allow_outside_links,
             ..ApplyOptions::default()
         };
-        let asked = Asked { mode, options, again: format!("{}:apply", dir.display()), quiet: self.args.json };
+        let next = unapplied(wanted, mode, &format!("{}:apply", dir.display()));
+        let asked = Asked { mode, options, next, quiet: self.args.json };
         let changed = names(&changes);
         let reviewed = review_aside(changes, dir, asked).await?;
         let entry = Entry::Changes { changed, applied: reviewed.applied.is_some() };
@@ -243,9 +250,16 @@ impl Session<'_> {
     }
 
     /// The last lines: of the transcript, and to the user.
-    fn close(&self, recorder: &Recorder, finished: &Finished, code: u8, report: &mut Report) -> Result<(), Error> {
-        let Finished { ended, ledger, differences } = finished;
-        let (how, spent) = (word_of(&ended.how), ledger.spent());
+    fn close(
+        &self,
+        recorder: &Recorder,
+        finished: &Finished,
+        differences: &[Difference],
+        code: u8,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let Finished { ended, ledger } = finished;
+        let (how, spent) = (agent::word_of(&ended.how), ledger.spent());
         let entry = Entry::Ended { how: how.clone(), exit_code: code, text: ended.text.clone(), spent };
         recorder.note(&entry).map_err(unrecorded)?;
         let root = recorder.finish().map_err(unrecorded)?;
@@ -277,41 +291,16 @@ fn run_name(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// The lesser of what is asked for and what the policy lets become of changes.
-fn at_most(asked: Mode, allowed: midge_policy::Mode) -> Mode {
-    asked.min(match allowed {
-        midge_policy::Mode::Discard => Mode::Discard,
-        midge_policy::Mode::Review => Mode::Review,
-        midge_policy::Mode::Apply => Mode::Apply,
-    })
-}
-
-fn word_of(how: &End) -> String {
-    match how {
-        End::Done => "done".to_owned(),
-        End::Budget(which) => format!("budget: {which}"),
-        End::Denied => "denied".to_owned(),
-        End::Cancelled => "cancelled".to_owned(),
-        End::Failed => "failed".to_owned(),
-    }
-}
-
-/// Commands that print a secret may take their time.
-async fn read_secrets(policy: &Policy, model: bool) -> Result<Secrets, Error> {
-    let policy = policy.clone();
-    let read = tokio::task::spawn_blocking(move || Secrets::read(&policy, model)).await;
-    let read = read.map_err(|error| Error::prepare("secrets", Fault::Midge, error))?;
-    read.map_err(|error| Error::prepare("a secret of the policy", Fault::User, error))
-}
-
-fn open_replay(named: &str) -> Result<Replay, Error> {
-    let path = runs::find(Path::new(named))
-        .map_err(|error| Error::prepare("the transcript (--replay)", Fault::User, error))?;
+/// The transcript that is to be played, and where it is.
+fn open_replay(named: &str) -> Result<(Replay, PathBuf), Error> {
+    let path =
+        runs::find(Path::new(named)).map_err(|error| Error::prepare("transcript (--replay)", Fault::User, error))?;
     let failed = |error: &dyn std::error::Error| {
-        Error::prepare("the transcript (--replay)", Fault::User, format!("{}: {}", path.display(), chain(error)))
+        Error::prepare("transcript (--replay)", Fault::User, format!("{}: {}", path.display(), chain(error)))
     };
     let file = File::open(&path).map_err(|error| failed(&error))?;
-    Replay::read(BufReader::new(file)).map_err(|error| failed(&error))
+    let replay = Replay::read(BufReader::new(file)).map_err(|error| failed(&error))?;
+    Ok((replay, path))
 }
 
 fn read_task(path: &Path) -> Result<String, Error> {

@@ -10,6 +10,8 @@ use clap::{ArgGroup, Args};
 use midge::error::Error;
 use midge::sandbox::settings::check_env_name;
 
+use crate::cli::agent::args::Approve;
+
 /// Longest `--timeout`: a year.
 const TIMEOUT_MAX_S: f64 = 366.0 * 86_400.0;
 
@@ -23,6 +25,7 @@ Examples:\n  \
 midge run -- python3 -c 'print(6 * 7)'\n  \
 midge run --workspace . -- make test\n  \
 midge run --workspace .:apply --timeout 600 -- ./format-everything.sh\n  \
+midge run --policy package-install -- pip install --target /tmp/p six\n  \
 midge run --image ./rootfs --mem 2048 --cpus 2 --tty -- /bin/sh\n  \
 tar c src | midge run -- tar x -C /tmp";
 
@@ -72,6 +75,16 @@ pub(crate) struct RunArgs {
     /// Apply new symbolic links too that lead out of the workspace
     #[arg(long, requires = "worked_on")]
     pub(super) allow_outside_links: bool,
+
+    /// Opens the doors of a policy, a file or one of `midge policy list`: the network, a model, questions and children as far as it
+    /// says, by the variables that programs know (HTTPS_PROXY, SSL_CERT_FILE, ANTHROPIC_BASE_URL and more); recorded, see `midge log`.
+    /// Its limits and its wall time hold for the machine too [default: no door is open]
+    #[arg(long, value_name = "FILE|PROFILE")]
+    pub(super) policy: Option<String>,
+
+    /// Who answers what a rule of the policy asks about; with `ask` the terminal is for that, and the command gets no input
+    #[arg(long, value_enum, default_value_t = Approve::Deny, requires = "policy")]
+    pub(super) approve: Approve,
 
     /// A variable for the command; NAME alone takes its value from here. Can be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_env)]
@@ -125,6 +138,17 @@ pub(in crate::cli) enum Mode {
     Review,
     /// Shown and written back.
     Apply,
+}
+
+impl Mode {
+    /// The lesser of this and what a policy lets become of changes.
+    pub(in crate::cli) fn at_most(self, allowed: midge_policy::Mode) -> Self {
+        self.min(match allowed {
+            midge_policy::Mode::Discard => Self::Discard,
+            midge_policy::Mode::Review => Self::Review,
+            midge_policy::Mode::Apply => Self::Apply,
+        })
+    }
 }
 
 /// The value of `--workspace`.

@@ -4,6 +4,7 @@
 //! [`attended`] races the run (`session`) against the wish for its end (`signals`); the other files are the parts of a run.
 
 pub(super) mod args;
+mod guarded;
 mod input;
 mod output;
 pub(super) mod report;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use args::RunArgs;
+use midge::agent::Life;
 use midge::error::Error;
 use midge::monitor::reap_all;
 use report::Report;
@@ -82,8 +84,12 @@ pub(super) fn in_runtime(work: impl Future<Output = u8>) -> u8 {
 async fn attended(args: RunArgs, target: &Target, signals: Signals) -> u8 {
     let json = args.json;
     let mut report = Report::default();
-    let run = async { (Session { args, target }).run(&mut report).await };
-    conclude(run, signals).await.map_or_else(
+    let (life, over) = Life::new();
+    let run = async { (Session { args, target, life }).run(&mut report).await };
+    let concluded = conclude(run, signals).await;
+    // What a policy let the sandbox make has tasks of its own.
+    over.wait().await;
+    concluded.map_or_else(
         |code| code,
         |(code, error)| {
             if json {

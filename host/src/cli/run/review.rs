@@ -33,15 +33,26 @@ pub(in crate::cli) struct Asked {
     pub(in crate::cli) mode: Mode,
     /// What may be applied; nothing is chosen in it.
     pub(in crate::cli) options: ApplyOptions,
-    /// The value of `--workspace` that applies everything.
-    pub(in crate::cli) again: String,
+    /// What to do where nothing is applied: [`unapplied`].
+    pub(in crate::cli) next: String,
     /// Shows nothing, for a report in JSON.
     pub(in crate::cli) quiet: bool,
 }
 
+/// What to do where nothing was applied, though `wanted` was asked for and `mode` came of it; `again` is the value of
+/// `--workspace` that applies everything.
+pub(in crate::cli) fn unapplied(wanted: Mode, mode: Mode, again: &str) -> String {
+    if mode < wanted {
+        return "the policy lets changes be reviewed only: run it on a terminal to be asked, or let the policy say mode = \"apply\" \
+                under [workspace]"
+            .to_owned();
+    }
+    format!("run it again with --workspace {again}, or on a terminal to be asked")
+}
+
 /// Shows `changes` and applies what was asked for, or what the user wants.
 fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Error> {
-    let Asked { mode, options, again, quiet } = asked;
+    let Asked { mode, options, next, quiet } = asked;
     let failed = |source| Error::Local { during: "showing the changes to the workspace", source };
     let mut reviewed = Reviewed { changes: changes.to_json(), diff: None, diff_truncated: false, applied: None };
     if quiet {
@@ -68,7 +79,7 @@ fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Err
         Mode::Review if quiet => None,
         Mode::Review if terminal::can_ask() => ask(changes, dir, options).map_err(failed)?,
         Mode::Review => {
-            tell(changes, dir, &options, &again).map_err(failed)?;
+            tell(changes, dir, &options, &next).map_err(failed)?;
             None
         }
     };
@@ -119,12 +130,10 @@ fn diff(changes: &ChangeSet) -> io::Result<()> {
 }
 
 /// Nobody can be asked: everything is shown, nothing is applied.
-fn tell(changes: &ChangeSet, dir: &Path, options: &ApplyOptions, again: &str) -> io::Result<()> {
+fn tell(changes: &ChangeSet, dir: &Path, options: &ApplyOptions, next: &str) -> io::Result<()> {
     show(&format!("midge: changes to {}:\n{}\n", dir.display(), list(changes, options)))?;
     diff(changes)?;
-    show(&format!(
-        "\nmidge: nothing was applied; run it again with --workspace {again}, or on a terminal to be asked\n"
-    ))
+    show(&format!("\nmidge: nothing was applied; {next}\n"))
 }
 
 /// Asks until there is an answer; `None` applies nothing.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use midge::agent::{self, Life};
 use midge::error::Error;
 use midge::exec::{Exec, ExitStatus, Running};
 use midge::monitor::events::printable;
@@ -16,12 +17,14 @@ use midge::workspace::{ApplyOptions, PackLimits};
 use tokio::sync::mpsc;
 
 use super::args::{Mode, RunArgs};
+use super::guarded::{self, Guarded};
 use super::input::Input;
 use super::output::{Captured, Copied, capture, copy};
 use super::report::Report;
-use super::review::{Asked, review_aside};
+use super::review::{Asked, review_aside, unapplied};
 use super::signals::Target;
 use super::terminal::{self, Raw};
+use crate::cli::agent::args::Approve;
 use crate::cli::fail::say;
 
 /// Console lines that may wait for a slow terminal; more are dropped.
@@ -38,34 +41,52 @@ const AFTER_READER_LEFT: Duration = Duration::from_secs(2);
 pub(super) struct Session<'a> {
     pub(super) args: RunArgs,
     pub(super) target: &'a Target,
+    /// Held by everything of the run to its end.
+    pub(super) life: Life,
 }
 
 impl Session<'_> {
     /// Does it all and gives the exit code.
     pub(super) async fn run(self, report: &mut Report) -> Result<u8, Error> {
+        let asked = guarded::Asked::of(&self.args).await?;
         let (console, printer) = self.args.console.then(print_console).unzip();
         let sandbox = match &self.args.template {
             Some(name) => {
                 let template = Template::open(name)?;
                 self.args.check_workspace(template.record().workspace.is_some())?;
-                template.start(self.place(), false).await?
+                template
+                    .start(self.place(), asked.as_ref().is_some_and(|asked| asked.policy.children().allowed))
+                    .await?
             }
             None => {
                 self.args.check_workspace(false)?;
-                self.builder(console).start().await?
+                self.builder(console, asked.as_ref()).start().await?
             }
         };
+        let sandbox = Arc::new(sandbox);
         report.started(&sandbox);
         self.warn(&sandbox);
         let timed = sandbox.recorder();
-        let finished = self.command(&sandbox, report).await;
+        let allowed = asked.as_ref().map(|asked| asked.policy.workspace().clone());
+        let guarded = match asked {
+            Some(asked) => Some(Guarded::new(asked, &self.args, self.place(), &sandbox, self.life.clone()).await?),
+            None => None,
+        };
+        let finished = match &guarded {
+            Some(guarded) => guarded.during(self.command(&sandbox, Some(guarded), report)).await,
+            None => self.command(&sandbox, None, report).await,
+        };
         self.target.set(None);
         timed.note("exit");
+        let closed = match (guarded, &finished) {
+            (Some(guarded), Ok(code)) => guarded.end(*code, report, self.args.json).await,
+            _ => Ok(()),
+        };
         let after = match &finished {
-            Ok(_) => self.bring_back(&sandbox, report).await,
+            Ok(_) => self.bring_back(&sandbox, allowed.as_ref(), report).await,
             Err(_) => Ok(()),
         };
-        sandbox.kill().await;
+        agent::end(sandbox).await;
         if let Some(printer) = printer {
             // It ends with the monitor, whose lines it prints; one that does not go away has been complained of.
             let _ = tokio::time::timeout(LAST_LINES, printer).await;
@@ -76,18 +97,29 @@ impl Session<'_> {
         }
         report.timeline(timeline);
         let code = finished?;
-        after.map(|()| code)
+        closed.and(after).map(|()| code)
     }
 
     fn place(&self) -> Where {
         Where::Auto.allowing(self.args.allow_missing.clone())
     }
 
-    fn builder(&self, console: Option<mpsc::Sender<String>>) -> midge::sandbox::Builder {
+    fn builder(
+        &self,
+        console: Option<mpsc::Sender<String>>,
+        asked: Option<&guarded::Asked>,
+    ) -> midge::sandbox::Builder {
         let args = &self.args;
         let watch: Arc<dyn Watch> = if args.json { Arc::new(Silent) } else { Arc::new(Bar::new()) };
-        let mut builder = Sandbox::builder().mem_mib(args.mem).cpus(args.cpus).disk_mib(args.disk).watch(watch);
-        builder = builder.place(self.place());
+        let mut builder = Sandbox::builder().watch(watch).place(self.place());
+        builder = match asked.map(|asked| (asked.policy.limits(), asked.policy.children())) {
+            None => builder.mem_mib(args.mem).cpus(args.cpus).disk_mib(args.disk),
+            Some((limits, children)) => {
+                let builder = if children.allowed { builder.forkable() } else { builder };
+                let builder = builder.mem_mib(args.mem.min(limits.memory_mib)).cpus(args.cpus.min(limits.vcpus));
+                builder.disk_mib(args.disk.min(limits.disk_mib))
+            }
+        };
         if let Some(image) = &args.image {
             builder = builder.image(image);
         }
@@ -115,8 +147,9 @@ impl Session<'_> {
     }
 
     /// Runs the command with its streams, and gives the exit code.
-    async fn command(&self, sandbox: &Sandbox, report: &mut Report) -> Result<u8, Error> {
-        let running = sandbox.exec(self.exec()).await?;
+    async fn command(&self, sandbox: &Sandbox, guarded: Option<&Guarded>, report: &mut Report) -> Result<u8, Error> {
+        let limit = self.args.timeout.into_iter().chain(guarded.and_then(Guarded::wall)).min();
+        let running = sandbox.exec(self.exec(guarded.is_some(), limit)).await?;
         self.target.set(Some(running.controls()));
         let raw = self.args.tty.then(Raw::enter).flatten();
         let resizes = self.args.tty.then(|| tokio::spawn(follow_size(running.controls())));
@@ -133,7 +166,7 @@ impl Session<'_> {
         }
         let (status, reader_left) = status?;
         if status.timed_out
-            && let Some(limit) = self.args.timeout
+            && let Some(limit) = limit
         {
             say(&format!("timed out after {} s: the command and all it had started were killed", limit.as_secs_f64()));
         }
@@ -142,16 +175,20 @@ impl Session<'_> {
         Ok(code)
     }
 
-    fn exec(&self) -> Exec {
+    fn exec(&self, has_doors: bool, limit: Option<Duration>) -> Exec {
         let args = &self.args;
-        let mut exec = Exec::new(&args.command).stdin(true);
+        let mut exec = Exec::new(&args.command).stdin(args.approve != Approve::Ask);
+        let doors = if has_doors { agent::environment() } else { Vec::new() };
+        for (name, value) in doors {
+            exec = exec.default_env(name, value);
+        }
         for (name, value) in &args.env {
             exec = exec.env(name, value);
         }
         if let Some(user) = &args.user {
             exec = exec.user(user);
         }
-        if let Some(limit) = args.timeout {
+        if let Some(limit) = limit {
             exec = exec.timeout(limit);
         }
         if args.tty {
@@ -165,14 +202,20 @@ impl Session<'_> {
     }
 
     /// Shows what changed in the workspace, and applies what is to be applied.
-    async fn bring_back(&self, sandbox: &Sandbox, report: &mut Report) -> Result<(), Error> {
+    async fn bring_back(
+        &self,
+        sandbox: &Sandbox,
+        allowed: Option<&midge_policy::Workspace>,
+        report: &mut Report,
+    ) -> Result<(), Error> {
         let Some(workspace) = sandbox.workspace() else { return Ok(()) };
-        let mode = self.args.mode();
+        let mode = allowed.map_or(self.args.mode(), |allowed| self.args.mode().at_most(allowed.mode));
         report.workspace(mode, &workspace.manifest().notes);
         if mode == Mode::Discard {
             return Ok(());
         }
-        let changes = workspace.collect().await?;
+        let mut changes = workspace.collect().await?;
+        changes.keep(|path| allowed.is_some_and(|allowed| allowed.keeps(path.as_bytes()).is_some()));
         sandbox.recorder().note("changes_collected");
         let dir = workspace.dir().to_owned();
         let options = ApplyOptions {
@@ -184,7 +227,8 @@ impl Session<'_> {
             Some(_) => ":apply".to_owned(),
             None => format!("{}:apply", dir.display()),
         };
-        let asked = Asked { mode, options, again, quiet: self.args.json };
+        let next = unapplied(self.args.mode(), mode, &again);
+        let asked = Asked { mode, options, next, quiet: self.args.json };
         report.reviewed(review_aside(changes, dir, asked).await?);
         Ok(())
     }

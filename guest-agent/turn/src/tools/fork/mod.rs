@@ -54,6 +54,8 @@ struct Input {
     timeout_s: Option<u64>,
     #[serde(default)]
     share: Option<Left>,
+    #[serde(default)]
+    policy: Option<String>,
 }
 
 impl Input {
@@ -68,7 +70,7 @@ impl Input {
             return refused(&format!("`task` or `command` has {length} bytes, accepted are 1 to {WORK_MAX_BYTES}"));
         }
         let base = self.template.map_or(Base::Myself, Base::Template);
-        Ok(ChildRequest { base, work, policy: None, share: self.share })
+        Ok(ChildRequest { base, work, policy: self.policy, share: self.share })
     }
 }
 
@@ -102,12 +104,17 @@ impl Tool for Fork {
                     },
                     "additionalProperties": false,
                 },
+                "policy": {
+                    "type": "string",
+                    "description": "what it may do, a policy as TOML that is no wider than yours; default yours, one level less deep",
+                },
             },
             "additionalProperties": false,
         });
-        let description = "Makes a child sandbox, a copy of this one with everything in it, and lets it work on a task or a command; waits \
-                           for its end. Gives its exit code, its result, and the paths that it changed. Nothing here changes unless take. \
-                           Good for what may break things and for trying one of several ways. The policy may refuse it.";
+        let description = "Makes a child sandbox, a copy of this one with all of its files and none of its processes, and lets it \
+                           work on a task or a command; waits for its end. Gives its exit code, its result, and the paths that it \
+                           changed. Nothing here changes unless take. Good for what may break things and for trying one of several \
+                           ways. The policy may refuse it.";
         Spec { name: "fork".into(), description: description.into(), input_schema }
     }
 
