@@ -21,17 +21,16 @@ static BASE: OnceLock<(PathBuf, u64)> = OnceLock::new();
 /// Groups that had a process left when their command ended.
 static LEFT_BEHIND: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Makes the group that holds all commands below the mount at `root`, so that they leave the agent its share.
-pub(crate) fn prepare(root: &Path, memory_max_bytes: u64, pids_max: u64) -> io::Result<()> {
-    let base = root.join("midge");
-    fs::create_dir_all(&base)?;
+/// Makes `base`, the group that holds all commands, below the mount, so that they leave the agent its share.
+pub(crate) fn prepare(base: &Path, memory_max_bytes: u64, pids_max: u64) -> io::Result<()> {
+    fs::create_dir_all(base)?;
     // Memory is bounded for all commands together: a share of its own would make every command's start dearer.
-    enable(root, &["pids", "memory"]);
-    enable(&base, &["pids"]);
+    enable(base.parent().unwrap_or(base), &["pids", "memory"]);
+    enable(base, &["pids"]);
     let _ = fs::write(base.join("pids.max"), pids_max.to_string());
     let _ = fs::write(base.join("memory.max"), memory_max_bytes.to_string());
     // One command that takes all it can still leaves others some.
-    let _ = BASE.set((base, pids_max / 4 * 3));
+    let _ = BASE.set((base.to_owned(), pids_max / 4 * 3));
     Ok(())
 }
 

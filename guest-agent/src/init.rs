@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use midge_protocol::{InitFailed, Stage, ToHost};
+use midge_protocol::{COMMANDS_GROUP, InitFailed, Stage, ToHost};
 use rustix::mount::MountFlags;
 
 use crate::cmdline::{self, Disk, Request, WordError};
@@ -281,7 +281,7 @@ fn prepare_cgroup() -> io::Result<()> {
     // machine without memory stops for minutes before it kills anything.
     let available_kib = meminfo_kib(&fs::read_to_string("/proc/meminfo")?, "MemAvailable");
     let (memory_max_bytes, pids_max) = limits(available_kib);
-    cgroup::prepare(Path::new("/sys/fs/cgroup"), memory_max_bytes, pids_max)
+    cgroup::prepare(Path::new(COMMANDS_GROUP), memory_max_bytes, pids_max)
 }
 
 /// What commands may have of `available_kib` of memory: bytes, processes.

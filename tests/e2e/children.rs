@@ -19,6 +19,7 @@ crate::tests!("children":
     Guest child_works_and_its_parent_takes_what_it_changed,
     Guest child_ends_with_its_run,
     Guest command_reaches_what_its_policy_names_and_nothing_else,
+    Guest command_has_as_many_processes_as_its_policy_says,
 );
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -233,5 +234,21 @@ fn command_reaches_what_its_policy_names_and_nothing_else(context: &Context) {
     assert_eq!(without.text(), "\n000\n", "without a policy there is no way out");
     assert_eq!(std::fs::read_dir(dir.path().join("runs")).expect("is there").count(), 1, "and nothing to record");
     let _ = run(&["--policy", "no-such-policy"]).code(125).says(&["--policy"]);
+    context.assert_nothing_left();
+}
+
+fn command_has_as_many_processes_as_its_policy_says(context: &Context) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("policy.toml");
+    std::fs::write(&file, "version = 1\n[limits]\nprocesses = 20\n").expect("is written");
+    let file = file.display().to_string();
+    let run = |flags: &[&str], count: u32| {
+        let script = format!("for n in $(seq {count}); do sleep 5 & done; echo all of them; wait");
+        context.sh(flags, &script).env("MIDGE_STATE", dir.path()).run()
+    };
+    let policy = ["--mem", "192", "--policy", &file];
+    run(&policy, 10).code(0).out("all of them\n");
+    run(&policy, 30).code(2).says(&["cannot fork"]);
+    run(&policy[..2], 30).code(0).out("all of them\n");
     context.assert_nothing_left();
 }

@@ -70,6 +70,8 @@ impl Door {
 
 /// Where the agent puts the sockets of the doors in the guest.
 pub const GUEST_DIR: &str = "/run/midge";
+/// The control group of all commands in the guest, where its kernel has cgroup v2.
+pub const COMMANDS_GROUP: &str = "/sys/fs/cgroup/midge";
 
 #[cfg(test)]
 mod tests {

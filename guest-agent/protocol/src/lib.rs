@@ -46,7 +46,7 @@ mod sample;
 mod shape;
 mod version;
 
-pub use door::{Door, GUEST_DIR};
+pub use door::{COMMANDS_GROUP, Door, GUEST_DIR};
 pub use field::{Field, FieldError, Item, Payload};
 pub use frame::{DecodeError, Decoder, EncodeError, OutputStream, encode, encode_output};
 pub use message::{Message, ToAgent, ToHost, kind_name};

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use midge_protocol::GUEST_DIR;
+use midge_protocol::{COMMANDS_GROUP, GUEST_DIR};
 
 use crate::error::{Error, Fault};
-use crate::files::WriteOptions;
+use crate::files::{WriteHow, WriteOptions};
 use crate::sandbox::{Sandbox, binaries};
 
 /// Where programs of the guest find the model, without the path of an API.
@@ -79,6 +79,19 @@ pub(super) async fn put_loop(sandbox: &Sandbox) -> Result<String, Error> {
     let program = read(&path).await?;
     write(sandbox, LOOP, 0o755, &program).await?;
     Ok(below(LOOP))
+}
+
+/// Lets the guest have no more than so many processes and threads, unless it may have fewer already. Its root can undo that.
+pub(super) async fn bound_processes(sandbox: &Sandbox, most: u64) -> Result<(), Error> {
+    const NUMBER_MAX_BYTES: u64 = 32;
+    let path = format!("{COMMANDS_GROUP}/pids.max");
+    let has = sandbox.files().read(&path, NUMBER_MAX_BYTES).await?;
+    let has = str::from_utf8(&has).ok().and_then(|has| has.trim().parse::<u64>().ok());
+    if has.is_some_and(|has| has <= most) {
+        return Ok(());
+    }
+    let options = WriteOptions { how: WriteHow::Append, ..WriteOptions::default() };
+    sandbox.files().write(path, options, &mut most.to_string().as_bytes()).await
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -139,6 +139,7 @@ impl Household {
         let setting_up = |error: TlsError| Error::prepare("broker", Fault::Host, error);
         let Member { name, policy, ledger, recorder, family, replay } = member;
         fits(sandbox.made().config(), policy.limits())?;
+        super::guest::bound_processes(sandbox, policy.limits().processes).await?;
         let approver: Arc<dyn Approver> = match &family {
             Some(_) => Arc::new(ForChild { name: name.clone(), approver: Arc::clone(&self.approver) }),
             None => Arc::clone(&self.approver),
