@@ -8,6 +8,7 @@ use midge_scripted_model::script::Script;
 use serde_json::{Value, json};
 
 use crate::context::{Call, Context, Running};
+use crate::https::Authority;
 
 /// The key of the model, which it insists on.
 pub(crate) const KEY: &str = "sk-directed-2f8c61d09ab7e354";
@@ -24,6 +25,8 @@ pub(crate) struct Directed {
     steps: Vec<Value>,
     expected: Vec<String>,
     variables: Vec<(String, String)>,
+    /// Certificates, as PEM.
+    roots: Option<String>,
 }
 
 /// A run that goes on, with what it needs; dropping it takes the model away.
@@ -35,7 +38,7 @@ pub(crate) struct Going {
 
 impl Directed {
     pub(crate) fn under(policy: impl Into<String>) -> Self {
-        Self { policy: policy.into(), steps: Vec::new(), expected: Vec::new(), variables: Vec::new() }
+        Self { policy: policy.into(), steps: Vec::new(), expected: Vec::new(), variables: Vec::new(), roots: None }
     }
 
     /// The next command, whose result must have all of `results` in it.
@@ -59,6 +62,12 @@ impl Directed {
         self
     }
 
+    /// The broker trusts the sites of `authority` and no others.
+    pub(crate) fn trusting(mut self, authority: &Authority) -> Self {
+        self.roots = Some(authority.pem.clone());
+        self
+    }
+
     /// Starts it.
     pub(crate) fn start(mut self, context: &Context) -> Going {
         self.steps.push(json!({"expect": self.expected, "parts": [{"text": LAST_WORDS}]}));
@@ -68,6 +77,11 @@ impl Directed {
         let dir = tempfile::tempdir().expect("a directory");
         let policy = dir.path().join("policy.toml");
         std::fs::write(&policy, &self.policy).expect("writes");
+        if let Some(pem) = &self.roots {
+            let roots = dir.path().join("roots.pem");
+            std::fs::write(&roots, pem).expect("writes");
+            self = self.env("SSL_CERT_FILE", &roots.display().to_string());
+        }
         let (policy, url) = (policy.display().to_string(), model.base_url());
         let provider = ["--provider", "anthropic", "--model", "m", "--base-url", &url];
         let run = ["agent", "--task", "do as you are told", "--policy", &policy].into_iter().chain(provider);

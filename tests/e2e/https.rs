@@ -36,9 +36,9 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn server(&self, host: &str) -> Arc<ServerConfig> {
+    fn server(&self) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![host.to_owned()]).expect("a name");
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()));
@@ -55,9 +55,9 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// One that calls itself `host`, with the files of a directory, or else with the same words for everybody.
-    pub(crate) fn start(authority: &Authority, host: &str, files: Option<PathBuf>) -> Self {
-        let config = authority.server(host);
+    /// One that calls itself `localhost`, with the files of a directory, or else with the same words for everybody.
+    pub(crate) fn start(authority: &Authority, files: Option<PathBuf>) -> Self {
+        let config = authority.server();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let ((heads_in, heads), (go, going)) = (mpsc::channel(), mpsc::channel());

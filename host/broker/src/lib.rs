@@ -25,7 +25,7 @@ mod veil;
 use std::io;
 use std::sync::Arc;
 
-use midge_policy::{Bytes, Endpoint, Money, Period, Policy, Problems, Provider};
+use midge_policy::{Bytes, Money, Period, Policy, Problems};
 use midge_protocol::Door;
 use midge_protocol::broker::Left;
 use midge_record::{Entry, RecordError, Recorder};
@@ -104,7 +104,7 @@ impl Broker {
         let policy = Arc::clone(&given.policy.borrow());
         let source = match (given.replay, policy.model()) {
             (Some(replay), _) => model::Source::Replay(replay),
-            (None, Some(model)) => match model.endpoint.clone().or_else(|| endpoint(model.provider)) {
+            (None, Some(model)) => match model.endpoint() {
                 Some(endpoint) => {
                     let (resolve, dial) = (Arc::clone(&given.resolve), Arc::clone(&given.dial));
                     model::Source::Live(Upstream::new(endpoint, Arc::clone(&tls), resolve, dial))
@@ -190,14 +190,4 @@ pub fn budgets(policy: &Policy) -> Left {
         wall_ms: wall,
         egress_bytes: budget.egress.map(Bytes::get),
     }
-}
-
-/// Where a provider is when the policy does not say.
-fn endpoint(provider: Provider) -> Option<Endpoint> {
-    let text = match provider {
-        Provider::Anthropic => "https://api.anthropic.com",
-        Provider::Openai => "https://api.openai.com",
-        Provider::Compatible => return None,
-    };
-    text.parse().ok()
 }

@@ -96,7 +96,7 @@ impl Kin {
             Work::Task(task) => task.clone(),
             Work::Command(argv) => argv.join(" "),
         };
-        let provider = policy.model().map(|model| format!("{:?}", model.provider).to_lowercase());
+        let provider = policy.model().map(|model| model.provider.name().to_owned());
         Started {
             task,
             policy: policy.to_toml(),

@@ -6,6 +6,7 @@ use std::path::Path;
 use midge_protocol::{COMMANDS_GROUP, GUEST_DIR};
 
 use crate::error::{Error, Fault};
+use crate::exec::Exec;
 use crate::files::{WriteHow, WriteOptions};
 use crate::sandbox::{Sandbox, binaries};
 
@@ -56,6 +57,12 @@ pub fn environment() -> Vec<(&'static str, String)> {
     }
     all.push(("MIDGE_DOORS", GUEST_DIR.to_owned()));
     all
+}
+
+/// `exec` with these variables, where it does not set them itself.
+#[must_use]
+pub fn with_doors(exec: Exec) -> Exec {
+    environment().into_iter().fold(exec, |exec, (name, value)| exec.default_env(name, value))
 }
 
 /// Puts certificates into the guest: its own and `authority`.

@@ -28,7 +28,7 @@ use crate::exec::{Controls, Exec, ExitStatus, OutputReader, Running};
 use crate::monitor::events::printable;
 use crate::sandbox::{Doors, Sandbox};
 
-pub use guest::{BASE_URL, environment};
+pub use guest::{BASE_URL, environment, with_doors};
 pub use household::{Household, Life, Member, Over, Recording, WORKSPACE, Watcher, cwd, end, tools};
 
 /// Connections of one guest that are served at once; more wait.
@@ -127,10 +127,7 @@ pub async fn start(sandbox: &Sandbox, run: &Run, ledger: &Ledger, recorder: &Rec
     let task = serde_json::to_vec(run).map_err(|error| Error::prepare("agent's task", Fault::Midge, error))?;
     let program = guest::put_loop(sandbox).await?;
     let lines = recorder.listen();
-    let mut exec = Exec::new([program]).user(ROOT).stdin(true).cwd(&run.cwd);
-    for (name, value) in environment() {
-        exec = exec.default_env(name, value);
-    }
+    let exec = guest::with_doors(Exec::new([program]).user(ROOT).stdin(true).cwd(&run.cwd));
     let mut running = sandbox.exec(exec).await?;
     let stderr = running.stderr.take();
     if let Some(mut stdin) = running.stdin.take() {

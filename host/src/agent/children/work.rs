@@ -12,7 +12,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
-use super::super::{ROOT, cwd, environment, start};
+use super::super::{ROOT, cwd, start, with_doors};
 use super::{HOST_FAILED, Next};
 use crate::error::{Error, chain};
 use crate::exec::{Exec, OutputReader};
@@ -49,10 +49,7 @@ impl Job<'_> {
     }
 
     async fn command(&self, argv: Vec<String>) -> Result<Done, Error> {
-        let mut exec = Exec::new(argv).user(ROOT).cwd(cwd(self.sandbox));
-        for (name, value) in environment() {
-            exec = exec.default_env(name, value);
-        }
+        let exec = with_doors(Exec::new(argv).user(ROOT).cwd(cwd(self.sandbox)));
         let mut running = self.sandbox.exec(exec).await?;
         let (stdout, stderr) = (running.stdout.take(), running.stderr.take());
         let tail = Mutex::new(Tail::default());

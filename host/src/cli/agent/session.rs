@@ -203,7 +203,7 @@ impl Session<'_> {
     }
 
     fn started(&self, authority: &Authority, run: &Run, replay: Option<&Replay>) -> Started {
-        let provider = authority.policy.model().map(|model| format!("{:?}", model.provider).to_lowercase());
+        let provider = authority.policy.model().map(|model| model.provider.name().to_owned());
         Started {
             task: run.task.clone(),
             policy: authority.policy.to_toml(),

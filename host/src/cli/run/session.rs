@@ -178,9 +178,8 @@ impl Session<'_> {
     fn exec(&self, has_doors: bool, limit: Option<Duration>) -> Exec {
         let args = &self.args;
         let mut exec = Exec::new(&args.command).stdin(args.approve != Approve::Ask);
-        let doors = if has_doors { agent::environment() } else { Vec::new() };
-        for (name, value) in doors {
-            exec = exec.default_env(name, value);
+        if has_doors {
+            exec = agent::with_doors(exec);
         }
         for (name, value) in &args.env {
             exec = exec.env(name, value);
