@@ -42,7 +42,7 @@ pub(crate) async fn crowded() {
     put("pids.max", "1".to_owned());
     put("cgroup.procs", itself(held.pid()).to_string());
     let refused = chain(&held.fork().await.expect_err("no process is left"));
-    assert!(refused.contains("making a process") && refused.contains("end other sandboxes"), "{refused}");
+    assert!(refused.contains("making a process") && refused.contains("end other forks of this template"), "{refused}");
     put("pids.max", "max".to_owned());
     let fork = held.fork().await.expect("forks again");
     assert_eq!(text_of(&fork, "echo whole").await, "whole\n");

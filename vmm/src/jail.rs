@@ -37,7 +37,7 @@ mod namespaces;
 
 use enclosure::Outside;
 
-pub use enclosure::Limits;
+pub use enclosure::{Limits, PROCESSES_MAX};
 pub use filters::{Thread, lock_in};
 
 /// Why the jail could not be entered.

@@ -31,7 +31,7 @@ const MOUNT_POINT: &str = "/proc";
 /// The empty root: one page, one inode, which is that of the root itself.
 const ROOT_OPTIONS: &std::ffi::CStr = c"size=4k,nr_inodes=1,mode=0555";
 /// Most processes and threads in one jail: a monitor and all its forks, about five for each.
-const PROCESSES_MAX: u64 = 16_384;
+pub const PROCESSES_MAX: u64 = 16_384;
 
 /// What a monitor may use of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -94,7 +94,7 @@ impl Resident {
                         process = sys::process(pid);
                         Answer::Forked {}
                     }
-                    Err(error) => failed(&format!("making a process: {error}; free memory or end other sandboxes")),
+                    Err(error) => failed(&no_process(&error)),
                 },
                 Err(what) => failed(&what),
             },
@@ -201,4 +201,12 @@ fn released() -> Ending {
         exits: ExitCounts::default(),
         written: Vec::new(),
     }
+}
+
+/// Says why there is no process, and what helps.
+fn no_process(error: &io::Error) -> String {
+    let most = jail::PROCESSES_MAX;
+    format!(
+        "making a process: {error}; free memory or end other forks of this template (they have at most {most} processes and threads)"
+    )
 }
