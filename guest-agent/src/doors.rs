@@ -4,8 +4,8 @@
 //! the end of each direction pass unchanged. What they mean is for the broker on the host to judge.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, TcpListener};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,13 +18,12 @@ use std::time::Duration;
 use midge_protocol::{Door, Failure, GUEST_DIR};
 
 use crate::link::{Host, failure};
+use crate::relay::relay;
 use crate::serve::Gate;
 use crate::sys::fd::{Watch, set_nonblocking, wait};
 
 /// Connections through all doors at once. One more waits in its socket's backlog until one ends.
 const CONNECTIONS_MAX: usize = 256;
-/// Bytes that are held in one direction of a connection.
-const BUFFER_BYTES: usize = 64 * 1024;
 /// Stack of a connection's thread, in bytes.
 const STACK_BYTES: usize = 64 * 1024;
 /// Pause after something failed for want of memory, descriptors or connections.
@@ -166,85 +165,10 @@ fn take(entrance: &Entrance, door: Door, host: &Host, gate: &'static Gate) -> io
             && let Ok(outside) = host.connect_door(door)
         {
             // Either side may leave whenever it likes.
-            let _ = relay(&inside, &outside);
+            let _ = relay(&inside, &outside, Vec::new());
         }
     };
     thread::Builder::new().name("door".into()).stack_size(STACK_BYTES).spawn(relay)?;
-    Ok(())
-}
-
-/// Bytes on their way in one direction.
-struct Flow<'a> {
-    from: &'a UnixStream,
-    to: &'a UnixStream,
-    buffer: Vec<u8>,
-    /// `taken..filled` waits to be written.
-    taken: usize,
-    filled: usize,
-    is_at_end: bool,
-    is_over: bool,
-}
-
-impl<'a> Flow<'a> {
-    fn new(from: &'a UnixStream, to: &'a UnixStream) -> Self {
-        Self { from, to, buffer: vec![0; BUFFER_BYTES], taken: 0, filled: 0, is_at_end: false, is_over: false }
-    }
-
-    fn wants_to_read(&self) -> bool {
-        !self.is_at_end && self.taken == self.filled
-    }
-
-    fn wants_to_write(&self) -> bool {
-        self.taken < self.filled
-    }
-
-    /// Moves what can be moved without waiting.
-    fn turn(&mut self) -> io::Result<()> {
-        if self.wants_to_read() {
-            match ready(self.from.read(&mut self.buffer))? {
-                Some(0) => self.is_at_end = true,
-                Some(len) => (self.taken, self.filled) = (0, len),
-                None => {}
-            }
-        }
-        if self.wants_to_write()
-            && let Some(len) = ready(self.to.write(&self.buffer[self.taken..self.filled]))?
-        {
-            self.taken += len;
-        }
-        if self.is_at_end && !self.is_over {
-            // A peer that is gone has no half to close.
-            let _ = self.to.shutdown(Shutdown::Write);
-            self.is_over = true;
-        }
-        Ok(())
-    }
-}
-
-/// What came of a call that does not wait; `None` when it would have.
-fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
-    match result {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
-        result => result.map(Some),
-    }
-}
-
-/// Passes bytes both ways until both directions are over or one has broken.
-fn relay(inside: &UnixStream, outside: &UnixStream) -> io::Result<()> {
-    set_nonblocking(inside)?;
-    set_nonblocking(outside)?;
-    let (mut out, mut back) = (Flow::new(inside, outside), Flow::new(outside, inside));
-    while !(out.is_over && back.is_over) {
-        let watch = |reads: &Flow<'_>, writes: &Flow<'_>, stream| {
-            let (read, write) = (reads.wants_to_read(), writes.wants_to_write());
-            // Its hang-up would be told again and again to whoever waits for nothing.
-            if read || write { Watch::new(stream, read, write) } else { Watch::idle() }
-        };
-        let mut watches = [watch(&out, &back, inside), watch(&back, &out, outside)];
-        wait(&mut watches, None)?;
-        out.turn()?;
-        back.turn()?;
-    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@
 mod cgroup;
 mod cmdline;
 mod control;
+mod dial;
 mod doors;
 mod exec;
 mod files;
@@ -18,6 +19,7 @@ mod gather;
 mod identity;
 mod init;
 mod link;
+mod relay;
 mod serve;
 mod stats;
 mod sys;

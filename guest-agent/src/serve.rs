@@ -11,7 +11,7 @@ use std::time::Duration;
 use midge_protocol::{ErrorCode, Failure, MAX_CONVERSATIONS, Message as _, ToAgent, ToHost};
 
 use crate::link::{Conversation, LinkError, failure};
-use crate::{exec, files};
+use crate::{dial, exec, files};
 
 /// Stack of a conversation's thread, in bytes.
 const STACK_BYTES: usize = 256 * 1024;
@@ -165,6 +165,7 @@ pub(crate) fn converse(
     match first {
         ToAgent::Exec(exec) => exec::run(conversation, &exec, pass),
         ToAgent::Attach(attach) => exec::attach(conversation, &attach, pass),
+        ToAgent::Dial(port) => dial::answer(conversation, port),
         first => {
             conversation.set_timeout(None)?;
             answer_requests(conversation, first)

@@ -12,6 +12,8 @@
 //!   `Started`, then output as it comes, then `Exited`, and closes; or `Refused`. Closing the host's half of the stream
 //!   means the same as `StdinEof`; a stream that is gone in both directions loses the client.
 //! - *Files*: the host connects to [`AGENT_PORT`] and sends file requests, each after the answer to the one before.
+//! - *A port of the guest's loopback*: the host connects to [`AGENT_PORT`] and sends `Dial`. After `Done` the stream has no frames any more,
+//!   but the bytes of a TCP connection; `Error` says why there is none.
 //!
 //! **Copies of a machine.** `Freeze` on the control conversation brings the guest to a stand: conversations that are
 //! opened then wait unanswered, and nothing but the agent runs. `Thaw` ends it in the same machine. In a copy every
@@ -84,6 +86,8 @@ pub const MAX_REPLAY_BYTES: u32 = 16 * 1024 * 1024;
 pub const MIN_ENTROPY_BYTES: usize = 32;
 /// Most pages in a `Gathered`: 8 MiB.
 pub const MAX_GATHERED_PAGES: usize = 2048;
+/// Connections by `Dial` that an agent holds at once.
+pub const MAX_DIALED: usize = 64;
 /// Conversations that an agent serves at once, the control conversation not counted.
 pub const MAX_CONVERSATIONS: usize = 1024;
 

@@ -149,6 +149,9 @@ direction! {
         Data(Vec<u8>) = 0x002a,
         /// The content is complete.
         End = 0x002b,
+        /// Connect to this TCP port of the guest's 127.0.0.1; answered by `Done`, after which every byte of the stream, and the end of
+        /// each direction, is the connection's; first message.
+        Dial(u16) = 0x0030,
     }
 }
 

@@ -4,14 +4,11 @@
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 
-use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
-
 use midge_protocol::{Decoder, ErrorCode, Failure, ToAgent, ToHost, encode, encode_output};
 
 use super::output::Output;
 use crate::link::{Conversation, ReadBuffer, failure};
-use crate::sys::fd::Watch;
+use crate::sys::fd::{Watch, is_gone};
 
 /// Frames that are prepared before the stream takes them, in bytes; one frame may exceed it.
 const OUT_BYTES: usize = 128 * 1024;
@@ -110,7 +107,7 @@ impl Client {
         match buffer.read(&self.stream, usize::MAX) {
             Ok([]) => {
                 self.input_open = false;
-                if self.is_gone() { Received::Broken(None) } else { Received::End }
+                if is_gone(&self.stream) { Received::Broken(None) } else { Received::End }
             }
             Ok(bytes) => self.decode(bytes),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
@@ -118,11 +115,6 @@ impl Client {
             }
             Err(_) => Received::Broken(None),
         }
-    }
-
-    /// Whether the host has closed both directions. A vsock tells of that only when it is sent something.
-    fn is_gone(&self) -> bool {
-        matches!(send(&self.stream, &[], SendFlags::NOSIGNAL), Err(Errno::PIPE | Errno::NOTCONN | Errno::CONNRESET))
     }
 
     fn decode(&mut self, mut bytes: &[u8]) -> Received {

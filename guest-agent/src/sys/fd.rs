@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{CWD, RenameFlags, lgetxattr, renameat_with, statvfs};
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 
 use super::check;
 
@@ -70,6 +71,12 @@ pub(crate) fn wait(watches: &mut [Watch], timeout: Option<Duration>) -> io::Resu
 /// Makes reads and writes of `fd` return instead of waiting.
 pub(crate) fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
     Ok(rustix::io::ioctl_fionbio(fd, true)?)
+}
+
+/// Whether the other end of a vsock has closed both directions. It tells of that only when it is sent something; other sockets tell
+/// it to [`Watch::hung_up`].
+pub(crate) fn is_gone(socket: &impl AsFd) -> bool {
+    matches!(send(socket, &[], SendFlags::NOSIGNAL), Err(Errno::PIPE | Errno::NOTCONN | Errno::CONNRESET))
 }
 
 /// A descriptor that wakes a waiting thread.
