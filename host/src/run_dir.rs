@@ -84,6 +84,16 @@ pub fn default_base() -> PathBuf {
     }
 }
 
+/// [`default_base`], made if it is not there.
+///
+/// # Errors
+/// [`RunDirError::Insecure`] when others could reach into it, [`RunDirError::Io`] when it cannot be made.
+pub fn private_base() -> Result<PathBuf, RunDirError> {
+    let base = default_base();
+    make_private(&base)?;
+    Ok(base)
+}
+
 fn fallback_base() -> PathBuf {
     PathBuf::from(format!("/tmp/midge-{}", rustix::process::getuid().as_raw()))
 }

@@ -37,7 +37,7 @@ use child::ChildDoor;
 use egress::EgressDoor;
 use ledger::Ledger;
 use model::{ModelDoor, Upstream};
-use peer::PeerDoor;
+use peer::{Called, PeerDoor};
 use shared::Shared;
 use tls::{Authority, TlsError};
 use told::ToldDoor;
@@ -73,7 +73,7 @@ pub struct Given {
     pub told: Arc<ToldDoor>,
     /// The door `child`; absent: it is closed.
     pub child: Option<Arc<ChildDoor>>,
-    /// The door `peer`; absent: it is closed.
+    /// The door `peer`; absent: whoever comes is told that there are no peers.
     pub peer: Option<Arc<PeerDoor>>,
 }
 
@@ -142,12 +142,32 @@ impl Broker {
                 },
                 Door::Peer => match &self.peer {
                     Some(door) => door.serve(stream).await,
-                    None => Err(io::ErrorKind::Unsupported.into()),
+                    None => peer::closed(stream).await,
                 },
             }
         };
         tokio::select! {
             served = served => served,
+            error = self.shared.recorder.failed() => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    /// The next call of another sandbox; for ever none where the door `peer` is closed. Can be dropped and called again: nobody is lost.
+    pub async fn called(&self) -> Called {
+        match &self.peer {
+            Some(door) => door.called().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Answers a call of another sandbox, to the end of what it was for. Ends at once as [`Broker::serve`] does.
+    ///
+    /// # Errors
+    /// As for [`Broker::serve`].
+    pub async fn answer(&self, called: Called) -> io::Result<()> {
+        let Some(door) = &self.peer else { return Ok(()) };
+        tokio::select! {
+            answered = door.answer(called) => answered,
             error = self.shared.recorder.failed() => Err(io::Error::other(error.to_string())),
         }
     }

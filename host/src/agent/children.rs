@@ -13,13 +13,13 @@ use std::sync::{Arc, Weak};
 use midge_broker::child::{Changes, Child, Children, Happened, Order};
 use midge_broker::ledger::Ledger;
 use midge_broker::{Later, Playback};
-use midge_policy::{Limits, Policy};
+use midge_policy::{Limits, Name, Policy};
 use midge_protocol::broker::{Base, Work};
 use midge_record::{Entry, Recorder, Replay, Started};
 use tokio::sync::mpsc;
 
 use super::household::{Household, Member};
-use super::{Attended, unrecorded};
+use super::{Attended, peers, unrecorded};
 use crate::error::{Error, Fault, chain};
 use crate::monitor::VmmConfig;
 use crate::sandbox::Sandbox;
@@ -37,11 +37,13 @@ const CHANGES_MAX_BYTES: u64 = 1 << 30;
 pub(super) struct Kin {
     household: Arc<Household>,
     parent: Weak<Sandbox>,
+    /// What others call the parent.
+    seat: Option<Name>,
 }
 
 impl Kin {
-    pub(super) fn new(household: &Arc<Household>, parent: &Arc<Sandbox>) -> Self {
-        Self { household: Arc::clone(household), parent: Arc::downgrade(parent) }
+    pub(super) fn new(household: &Arc<Household>, parent: &Arc<Sandbox>, seat: Option<Name>) -> Self {
+        Self { household: Arc::clone(household), parent: Arc::downgrade(parent), seat }
     }
 
     /// The machine, with nothing running in it that its own template does not run.
@@ -80,7 +82,8 @@ impl Kin {
         let transcript = Transcript { recorder: recorder.clone(), ledger: ledger.clone(), is_open: true };
         (self.household.watch)(&name, &recorder);
         let tools = super::tools(&policy);
-        let member = Member { name, policy, ledger, recorder, family: Some(family), replay };
+        let seat = self.seat.as_ref().and_then(|parent| peers::of_child(parent, &name));
+        let member = Member { name, seat, policy, ledger, recorder, family: Some(family), replay };
         let sandbox = Arc::new(sandbox);
         let attended = self.household.admit(&sandbox, member).await?;
         let turn = self.household.turn.clone().map(|run| midge_protocol::broker::Run { tools, ..run });

@@ -12,13 +12,13 @@ use midge_broker::ledger::Ledger;
 use midge_broker::tls::{Authority, TlsError};
 use midge_broker::told::ToldDoor;
 use midge_broker::{Broker, Given, Later, Playback, Secrets, System};
-use midge_policy::Policy;
+use midge_policy::{Name, Policy};
 use midge_protocol::broker::{Rule, Run, Tools, Verdict};
 use midge_record::{Difference, Masker, Recorder};
 use tokio::sync::{mpsc, watch};
 
 use super::children::{Kin, fits};
-use super::{Attended, attend, unrecorded};
+use super::{Attended, attend, peers, unrecorded};
 use crate::error::{Error, Fault};
 use crate::runs;
 use crate::sandbox::{Sandbox, Where};
@@ -107,6 +107,8 @@ impl Over {
 pub struct Member {
     /// Its name: the run's, for a child with its numbers behind.
     pub name: String,
+    /// What other sandboxes of the user call it; without it the door `peer` is closed.
+    pub seat: Option<Name>,
     /// What it may do.
     pub policy: Policy,
     /// What it may spend.
@@ -134,29 +136,31 @@ impl Household {
     /// Puts a broker behind the doors of a sandbox, which makes children of it as far as its policy lets it.
     ///
     /// # Errors
-    /// What [`attend`] says; TLS cannot be set up; or the machine has more than its policy lets it have.
+    /// What [`attend`] says; TLS cannot be set up; another sandbox has its name; or the machine has more than its policy lets it have.
     pub async fn admit(self: &Arc<Self>, sandbox: &Arc<Sandbox>, member: Member) -> Result<Attended, Error> {
         let setting_up = |error: TlsError| Error::prepare("broker", Fault::Host, error);
-        let Member { name, policy, ledger, recorder, family, replay } = member;
+        let Member { name, seat, policy, ledger, recorder, family, replay } = member;
         fits(sandbox.made().config(), policy.limits())?;
         super::guest::bound_processes(sandbox, policy.limits().processes).await?;
         let approver: Arc<dyn Approver> = match &family {
             Some(_) => Arc::new(ForChild { name: name.clone(), approver: Arc::clone(&self.approver) }),
             None => Arc::clone(&self.approver),
         };
+        let seat = seat.filter(|_| !policy.peers().is_empty());
         let policy = watch::Sender::new(Arc::new(policy));
         let family = family.unwrap_or_else(|| Family::new(policy.subscribe()));
         // From here on what narrows its policy narrows how many children there may be below it.
         family.follow(policy.subscribe());
-        let kin = Arc::new(Kin::new(self, sandbox));
+        let kin = Arc::new(Kin::new(self, sandbox, seat.clone()));
         let child = ChildDoor::new(&name, kin, policy.subscribe(), ledger.clone(), recorder.clone(), family);
+        let peer = seat.map(|name| peers::door(&name, sandbox, policy.subscribe(), &recorder)).transpose()?;
         let certificates = Arc::new(Authority::new(&name).map_err(setting_up)?);
         let pem = certificates.pem().to_owned();
         let broker = Broker::new(Given {
             ask: AskDoor::new(approver, recorder.clone(), policy.subscribe()),
             told: ToldDoor::new(recorder.clone(), ledger.clone()),
             child: Some(child),
-            peer: None,
+            peer,
             policy,
             ledger,
             recorder,

@@ -8,6 +8,7 @@
 mod children;
 mod guest;
 mod household;
+mod peers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use crate::sandbox::{Doors, Sandbox};
 pub use guest::{BASE_URL, environment, with_doors};
 pub use household::{Household, Life, Member, Over, Recording, WORKSPACE, Watcher, cwd, end, tools};
 
-/// Connections of one guest that are served at once; more wait.
+/// Connections of one guest, and calls of its peers, that are served at once; more wait.
 const CONNECTIONS_MAX: usize = 256;
 /// How long the loop may take to end in good order when it is told to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -90,9 +91,13 @@ async fn serve(mut doors: Doors, broker: Broker, mut stopped: oneshot::Receiver<
                     (door, broker.serve(door, stream).await)
                 });
             }
+            called = broker.called(), if served.len() < CONNECTIONS_MAX => {
+                let broker = broker.clone();
+                served.spawn(async move { (Door::Peer, broker.answer(called).await) });
+            }
             Some(ended) = served.join_next(), if !served.is_empty() => {
                 if let Ok((door, Err(error))) = ended {
-                    tracing::debug!(door = door.name(), %error, "a connection of the guest");
+                    tracing::debug!(door = door.name(), %error, "a connection of the guest, or of a peer");
                 }
             }
             _ = &mut stopped => return served.shutdown().await,

@@ -42,6 +42,18 @@ impl Conversation {
     }
 }
 
+impl Conversation {
+    /// The stream, after messages that are over: what was received and not yet decoded comes first.
+    #[must_use]
+    pub fn into_stream(self) -> Stream {
+        let Receiver { reader, mut buffer, unread, .. } = self.receiver;
+        buffer.truncate(unread.end);
+        buffer.drain(..unread.start);
+        let reader = Box::new(io::Cursor::new(buffer).chain(reader));
+        Stream { reader, writer: self.sender.writer }
+    }
+}
+
 /// The way to the agent.
 pub struct Sender {
     writer: Box<dyn AsyncWrite + Send + Unpin>,

@@ -24,7 +24,7 @@ pub use conversation::{Conversation, Receiver, Sender};
 pub(crate) use health::Health;
 
 use crate::error::Error;
-use crate::monitor::{Dialer, End, Listener};
+use crate::monitor::{Dialer, End, Listener, Stream};
 use crate::run_dir::random_bytes;
 use crate::timeline::Recorder;
 
@@ -127,6 +127,16 @@ impl Link {
     /// the guest is gone.
     pub async fn open(&self, first: &ToAgent, during: &'static str) -> Result<Conversation, Error> {
         open(&self.dialer, &self.health, first, during).await
+    }
+
+    /// Connects to a TCP port of the guest's 127.0.0.1, by way of the agent.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the guest's errno when nobody listens there, otherwise as for [`Link::open`].
+    pub async fn dial(&self, port: u16) -> Result<Stream, Error> {
+        let mut conversation = self.open(&ToAgent::Dial(port), "connecting to a port of the guest").await?;
+        conversation.receiver.done().await?;
+        Ok(conversation.into_stream())
     }
 
     /// Asks the agent how the guest is.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use midge_protocol::{ErrorCode, Failure, InitFailed, Stats, ToAgent, ToHost};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::fake::{Guest, LIMITS, hello};
 use super::{ANSWERED, Limits, Link};
@@ -405,4 +406,28 @@ async fn real_agent_is_frozen_thawed_left_and_resumed() {
     let link = agent.resume(&recorder).await.unwrap();
     answers(&link).await.unwrap();
     link.stats().await.unwrap();
+}
+
+#[tokio::test]
+async fn port_of_the_guest_is_a_stream_with_an_end_each_way() {
+    let agent = super::real_agent::Agent::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let program = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Before it is asked anything, so right behind the agent's answer.
+        stream.write_all(b"welcome ").await.unwrap();
+        let mut asked = String::new();
+        stream.read_to_string(&mut asked).await.unwrap();
+        stream.write_all(asked.to_uppercase().as_bytes()).await.unwrap();
+    });
+    let mut stream = agent.link.dial(port).await.unwrap();
+    stream.writer.write_all(b"question").await.unwrap();
+    stream.writer.shutdown().await.unwrap();
+    let mut heard = String::new();
+    stream.reader.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "welcome QUESTION");
+    program.await.unwrap();
+    let refused = agent.link.dial(port).await.unwrap_err();
+    assert!(matches!(&refused, Error::Failed { failure, .. } if failure.errno == libc::ECONNREFUSED), "{refused}");
 }

@@ -47,7 +47,7 @@ use crate::error::Error;
 use crate::exec::{Exec, ExecId, Running, attach};
 use crate::files::Files;
 use crate::link::Link;
-use crate::monitor::{End, Monitor};
+use crate::monitor::{End, Monitor, Stream};
 use crate::run_dir::RunDir;
 use crate::timeline::{Recorder, Timeline};
 use standstill::Standstill;
@@ -128,6 +128,15 @@ impl Sandbox {
     fn fresh_bulk_path(&self, what: &str) -> Result<PathBuf, Error> {
         let number = self.collections.fetch_add(1, Ordering::Relaxed);
         Ok(self.run_dir.bulk()?.join(format!("{what}-{number}")))
+    }
+
+    /// Connects to a TCP port of the guest's 127.0.0.1. Half-close passes both ways.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the guest's errno when nobody listens there or too many such connections are open, or the reason why the
+    /// guest is gone.
+    pub async fn dial(&self, port: u16) -> Result<Stream, Error> {
+        self.link.dial(port).await
     }
 
     /// How the guest is: memory, CPU time, processes, disk.

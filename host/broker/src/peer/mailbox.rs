@@ -37,9 +37,13 @@ pub(super) struct Turn {
     bell: watch::Receiver<()>,
 }
 
-/// Room for one message of so many bytes: to be filled, or given back.
+/// Room for one message of so many bytes. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Slot(usize);
+pub(super) struct Slot<'a> {
+    mailbox: &'a Mailbox,
+    bytes: usize,
+    is_filled: bool,
+}
 
 impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -47,26 +51,14 @@ impl Mailbox {
     }
 
     /// Room for a message, if there is some.
-    pub(super) fn reserve(&self, bytes: usize) -> Option<Slot> {
+    pub(super) fn reserve(&self, bytes: usize) -> Option<Slot<'_>> {
         let mut queue = self.lock();
-        let fits = queue.count < MESSAGES_MAX && queue.bytes + bytes <= BYTES_MAX;
+        let fits = queue.count < MESSAGES_MAX && queue.bytes.saturating_add(bytes) <= BYTES_MAX;
         fits.then(|| {
             queue.count += 1;
             queue.bytes += bytes;
-            Slot(bytes)
+            Slot { mailbox: self, bytes, is_filled: false }
         })
-    }
-
-    pub(super) fn release(&self, slot: Slot) {
-        let mut queue = self.lock();
-        queue.count -= 1;
-        queue.bytes -= slot.0;
-    }
-
-    pub(super) fn put(&self, slot: Slot, from: String, text: String) {
-        debug_assert_eq!(slot.0, text.len(), "reserved for this very text");
-        self.lock().messages.push_back((from, text));
-        self.bell.send_replace(());
     }
 
     /// Makes whoever asks the reader; the one before gets nothing any more.
@@ -95,6 +87,26 @@ impl Mailbox {
             }
             // The bell is as old as the mailbox: it cannot be gone.
             turn.bell.changed().await.ok()?;
+        }
+    }
+}
+
+impl Slot<'_> {
+    /// Puts the message there that it was reserved for.
+    pub(super) fn fill(mut self, from: String, text: String) {
+        debug_assert_eq!(self.bytes, text.len(), "reserved for this very text");
+        self.is_filled = true;
+        self.mailbox.lock().messages.push_back((from, text));
+        self.mailbox.bell.send_replace(());
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if !self.is_filled {
+            let mut queue = self.mailbox.lock();
+            queue.count -= 1;
+            queue.bytes -= self.bytes;
         }
     }
 }

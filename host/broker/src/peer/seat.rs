@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which sandboxes are there, and which may talk. No I/O.
+//! One sandbox among those that may talk: what its own policy says of the others. No I/O.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use midge_policy::{Peer, Policy, Rate};
+use midge_policy::{Name, Peer, Policy, Rate};
 use midge_record::Recorder;
 use tokio::sync::watch;
 
@@ -25,51 +25,27 @@ pub(super) enum Wish {
     Tunnel(u16),
 }
 
-/// There is a sandbox of that name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("opening the door `peer` of {0}: another sandbox of this process has that name; name it otherwise")]
-pub struct NameTaken(pub String);
-
-/// The sandboxes of one host process that have a door `peer`. Clones are the same.
-#[derive(Clone, Default)]
-pub struct Switchboard(Arc<Mutex<BTreeMap<String, Arc<Seat>>>>);
-
-impl std::fmt::Debug for Switchboard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Switchboard").field(&self.lock().keys()).finish()
-    }
-}
-
-/// One sandbox at the switchboard.
+/// See the head of this file.
 pub(super) struct Seat {
-    pub(super) name: String,
+    pub(super) name: Name,
     policy: watch::Receiver<Arc<Policy>>,
     pub(super) recorder: Recorder,
     pub(super) inward: Arc<dyn Inward>,
     pub(super) mailbox: Mailbox,
     /// By the other's name, with the rate it was made for.
-    paces: Mutex<BTreeMap<String, (Rate, Pace)>>,
+    paces: Mutex<BTreeMap<Name, (Rate, Pace)>>,
     numbers: AtomicU64,
-    gone: watch::Sender<bool>,
 }
 
 impl Seat {
     pub(super) fn new(
-        name: &str,
+        name: &Name,
         policy: watch::Receiver<Arc<Policy>>,
         recorder: Recorder,
         inward: Arc<dyn Inward>,
     ) -> Self {
-        Self {
-            name: name.to_owned(),
-            policy,
-            recorder,
-            inward,
-            mailbox: Mailbox::default(),
-            paces: Mutex::default(),
-            numbers: AtomicU64::new(1),
-            gone: watch::Sender::new(false),
-        }
+        let (mailbox, paces, numbers) = (Mailbox::default(), Mutex::default(), AtomicU64::new(1));
+        Self { name: name.clone(), policy, recorder, inward, mailbox, paces, numbers }
     }
 
     /// A number for a transcript.
@@ -77,11 +53,26 @@ impl Seat {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The other's name, if the policy lets this sandbox have what it wishes of it, and now; else why not, for the guest.
+    pub(super) fn may(&self, to: &str, wish: Wish) -> Result<Name, String> {
+        let policy = Arc::clone(&self.policy.borrow());
+        let peer = policy.peer(to).filter(|peer| grants(peer, wish));
+        let peer = peer.ok_or_else(|| {
+            let what = match wish {
+                Wish::Message => "messages to".to_owned(),
+                Wish::Tunnel(port) => format!("a tunnel to port {port} of"),
+            };
+            format!("the policy of this sandbox does not allow {what} {to:.64}")
+        })?;
+        self.in_rate(peer)?;
+        Ok(peer.name.clone())
+    }
+
     fn in_rate(&self, peer: &Peer) -> Result<(), String> {
         let Some(rate) = peer.rate else { return Ok(()) };
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || (rate, Pace::new(rate.count(), rate.per(), rate.count()));
-        let entry = paces.entry(peer.name.to_string()).or_insert_with(new);
+        let entry = paces.entry(peer.name.clone()).or_insert_with(new);
         if entry.0 != rate {
             *entry = new();
         }
@@ -90,67 +81,26 @@ impl Seat {
             Err(format!("the policy allows {rate} to {}; try again in {} ms", peer.name, wait.as_millis().max(1)))
         })
     }
-}
 
-impl Switchboard {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Seat>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the policy lets another sandbox in with that.
+    pub(super) fn lets_in(&self, from: &str, wish: Wish) -> bool {
+        names_back(&self.policy.borrow(), from, wish)
     }
 
-    pub(super) fn join(&self, seat: Seat) -> Result<Arc<Seat>, NameTaken> {
-        let mut seats = self.lock();
-        if seats.contains_key(&seat.name) {
-            return Err(NameTaken(seat.name));
-        }
-        let seat = Arc::new(seat);
-        seats.insert(seat.name.clone(), Arc::clone(&seat));
-        Ok(seat)
+    /// Waits until the policy does not let this sandbox reach that port of the other any more.
+    pub(super) async fn revoked(&self, to: &Name, port: u16) {
+        self.until(|policy| !policy.peer(to.as_str()).is_some_and(|peer| grants(peer, Wish::Tunnel(port)))).await;
     }
 
-    pub(super) fn leave(&self, seat: &Arc<Seat>) {
-        seat.gone.send_replace(true);
-        let mut seats = self.lock();
-        if seats.get(&seat.name).is_some_and(|found| Arc::ptr_eq(found, seat)) {
-            seats.remove(&seat.name);
-        }
+    /// Waits until the policy does not let tunnels of the other in any more.
+    pub(super) async fn shut_to(&self, from: &str, port: u16) {
+        self.until(|policy| !names_back(policy, from, Wish::Tunnel(port))).await;
     }
 
-    /// The other sandbox, if both policies allow what `from` wants of it and its rate does too; else why not, for the guest. What
-    /// is not named by its own policy a guest learns nothing about.
-    pub(super) fn allowed(&self, from: &Seat, to: &str, wish: Wish) -> Result<Arc<Seat>, String> {
-        let policy = Arc::clone(&from.policy.borrow());
-        let peer = policy.peer(to).filter(|peer| grants(peer, wish));
-        let Some(peer) = peer else {
-            return Err(format!("the policy of this sandbox does not allow {} {to:.64}", words(wish)));
-        };
-        let other = self.lock().get(to).cloned();
-        let other = other.filter(|other| names_back(&other.policy.borrow(), &from.name, wish));
-        let Some(other) = other else {
-            return Err(format!("{to} is not there, or its policy does not name {}", from.name));
-        };
-        from.in_rate(peer)?;
-        Ok(other)
+    async fn until(&self, is_over: impl Fn(&Policy) -> bool) {
+        // An error means that nobody can change it any more: its broker is gone.
+        let _ = self.policy.clone().wait_for(|policy| is_over(policy)).await;
     }
-
-    /// Waits until a tunnel is no longer allowed.
-    pub(super) async fn revoked(&self, from: &Seat, to: &Seat, wish: Wish) {
-        let own = watch_for(&from.policy, |policy| policy.peer(&to.name).is_some_and(|peer| grants(peer, wish)));
-        let others = watch_for(&to.policy, |policy| names_back(policy, &from.name, wish));
-        let (mut here, mut there) = (from.gone.subscribe(), to.gone.subscribe());
-        tokio::select! {
-            () = own => {}
-            () = others => {}
-            // An error means that the seat is gone.
-            _ = here.wait_for(|gone| *gone) => {}
-            _ = there.wait_for(|gone| *gone) => {}
-        }
-    }
-}
-
-/// Waits until a policy no longer allows something, or its sandbox is gone.
-async fn watch_for(policy: &watch::Receiver<Arc<Policy>>, allows: impl Fn(&Policy) -> bool) {
-    // An error means that nobody can change it any more: its broker is gone.
-    let _ = policy.clone().wait_for(|policy| !allows(policy)).await;
 }
 
 fn grants(peer: &Peer, wish: Wish) -> bool {
@@ -164,11 +114,4 @@ fn grants(peer: &Peer, wish: Wish) -> bool {
 /// by the policy of the one that connects.
 fn names_back(policy: &Policy, from: &str, wish: Wish) -> bool {
     policy.peer(from).is_some_and(|peer| wish != Wish::Message || peer.messages)
-}
-
-fn words(wish: Wish) -> String {
-    match wish {
-        Wish::Message => "messages to".to_owned(),
-        Wish::Tunnel(port) => format!("a tunnel to port {port} of"),
-    }
 }

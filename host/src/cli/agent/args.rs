@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use midge_policy::Name;
 
 use crate::cli::run::args::Workspace;
 
@@ -48,6 +49,10 @@ pub(crate) struct AgentArgs {
     /// What it may do: a file, or one of `midge policy list` [default: offline, and the model]
     #[arg(long, value_name = "FILE|PROFILE")]
     pub(super) policy: Option<String>,
+
+    /// What the policies of other sandboxes call this one; needed where its own policy names peers
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<Name>,
 
     /// Whose API the model has [default: by the policy, else by the key that is set]
     #[arg(long, value_enum)]
@@ -135,6 +140,10 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "FILE|PROFILE")]
     policy: Option<String>,
 
+    /// What the policies of other sandboxes call this one; needed where its own policy names peers
+    #[arg(long, value_name = "NAME")]
+    name: Option<Name>,
+
     /// Who answers what a rule asks about, and questions of the agent
     #[arg(long, value_enum, default_value_t = Approve::Ask)]
     approve: Approve,
@@ -150,7 +159,7 @@ pub(crate) struct ReplayArgs {
 
 impl From<ReplayArgs> for AgentArgs {
     fn from(args: ReplayArgs) -> Self {
-        let ReplayArgs { run, workspace, template, image, policy, approve, allow_missing, json } = args;
+        let ReplayArgs { run, workspace, template, image, policy, name, approve, allow_missing, json } = args;
         Self {
             task: None,
             task_file: None,
@@ -158,6 +167,7 @@ impl From<ReplayArgs> for AgentArgs {
             template,
             image,
             policy,
+            name,
             provider: None,
             model: None,
             base_url: None,

@@ -3,7 +3,7 @@
 
 use midge::error::{Error, Fault};
 use midge_broker::Secrets;
-use midge_policy::{Bytes, Endpoint, Model, Money, Period, Policy, Problems, SecretSource, Wildcard};
+use midge_policy::{Bytes, Endpoint, Model, Money, Name, Period, Policy, Problems, SecretSource, Wildcard};
 use midge_protocol::broker::Wire;
 use midge_record::Replay;
 use serde::de::DeserializeOwned;
@@ -36,6 +36,7 @@ impl Authority {
         };
         let budget = budget(args, &policy)?;
         let wrong = |error: Problems| Error::prepare("policy with what flags add", Fault::User, error);
+        check_name(args.name.as_ref(), &policy)?;
         let policy = policy.with_model(Some(model)).and_then(|policy| policy.with_budget(budget)).map_err(wrong)?;
         Ok(Self { policy, wire, model: name })
     }
@@ -168,6 +169,16 @@ fn budget(args: &AgentArgs, policy: &Policy) -> Result<midge_policy::Budget, Err
 fn amount_of<T: DeserializeOwned>(part: &str, amount: &str) -> Result<T, Error> {
     let words: StrDeserializer<'_, ValueError> = StrDeserializer::new(amount);
     T::deserialize(words).map_err(|error| setting("--budget", part, &error.to_string()))
+}
+
+/// Refuses a policy that names peers for a sandbox that they could not name.
+pub(in crate::cli) fn check_name(name: Option<&Name>, policy: &Policy) -> Result<(), Error> {
+    let peers: Vec<&str> = policy.peers().iter().map(|peer| peer.name.as_str()).collect();
+    if name.is_some() || peers.is_empty() {
+        return Ok(());
+    }
+    let accepted = format!("the name that the policies of its peers ({}) have for this sandbox", peers.join(", "));
+    Err(setting("--name", "absent", &accepted))
 }
 
 /// Commands that print a secret may take their time.

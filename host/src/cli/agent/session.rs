@@ -184,6 +184,7 @@ impl Session<'_> {
         let differs = household.replay.as_ref().map(|recording| Arc::clone(&recording.differs));
         let member = Member {
             name: sandbox.id().to_owned(),
+            seat: self.args.name.clone(),
             policy: authority.policy.clone(),
             ledger: ledger.clone(),
             recorder: recorder.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args};
 use midge::error::Error;
 use midge::sandbox::settings::check_env_name;
+use midge_policy::Name;
 
 use crate::cli::agent::args::Approve;
 
@@ -81,6 +82,10 @@ pub(crate) struct RunArgs {
     /// Its limits and its wall time hold for the machine too [default: no door is open]
     #[arg(long, value_name = "FILE|PROFILE")]
     pub(super) policy: Option<String>,
+
+    /// What the policies of other sandboxes call this one; needed where its own policy names peers
+    #[arg(long, value_name = "NAME", requires = "policy")]
+    pub(super) name: Option<Name>,
 
     /// Who answers what a rule of the policy asks about; with `ask` the terminal is for that, and the command gets no input
     #[arg(long, value_enum, default_value_t = Approve::Deny, requires = "policy")]

@@ -18,7 +18,7 @@ use super::report::Report;
 use super::terminal;
 use crate::cli::agent::approve::approver;
 use crate::cli::agent::args::Approve;
-use crate::cli::agent::authority::read_secrets;
+use crate::cli::agent::authority::{check_name, read_secrets};
 use crate::cli::fail::say;
 
 /// What was asked for, checked whole before anything starts.
@@ -36,6 +36,7 @@ impl Asked {
             return Err(Error::Setting { what: "--approve", value: "ask".to_owned(), accepted });
         }
         let policy = Policy::load(name).map_err(|error| Error::prepare("policy (--policy)", Fault::User, error))?;
+        check_name(args.name.as_ref(), &policy)?;
         let secrets = read_secrets(&policy, true).await?;
         Ok(Some(Self { policy, secrets }))
     }
@@ -80,6 +81,7 @@ impl Guarded {
         recorder.note(&Entry::Started(Box::new(started))).map_err(unrecorded)?;
         let member = Member {
             name: sandbox.id().to_owned(),
+            seat: args.name.clone(),
             policy,
             ledger: ledger.clone(),
             recorder: recorder.clone(),

@@ -75,3 +75,16 @@ fn key_that_is_there_says_whose_model_is_asked() {
     let error = midge::error::chain(&by_key(false, false).unwrap_err());
     assert!(error.contains("--replay") && error.contains("ANTHROPIC_API_KEY"), "{error}");
 }
+
+#[test]
+fn policy_that_names_peers_needs_a_name_for_the_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.toml");
+    std::fs::write(&file, "version = 1\n[[peers]]\nname = \"build\"\nmessages = true\n").unwrap();
+    let words = ["--provider", "compatible", "--base-url", "http://127.0.0.1:8080", "--model", "m", "--policy"];
+    let named = |more: &[&str]| of(&[&words[..], &[file.to_str().unwrap()], more].concat());
+    let refused = named(&[]).unwrap_err();
+    assert!(refused.contains("--name") && refused.contains("(build)"), "{refused}");
+    named(&["--name", "test-1"]).unwrap();
+    assert!(Line::try_parse_from(["midge", "--task", "x", "--name", "../x"]).is_err(), "as in a policy");
+}

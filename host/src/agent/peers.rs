@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The door `peer` of a real guest: where its sandbox meets those of the user's other processes, and the way to its ports.
+
+use std::io;
+use std::sync::{Arc, Weak};
+
+use midge_broker::peer::{Inward, PeerDoor, Place};
+use midge_broker::{AnyStream, Later};
+use midge_policy::{Name, Policy};
+use midge_record::Recorder;
+use tokio::sync::watch;
+
+use crate::error::{Error, Fault, chain};
+use crate::monitor::Stream;
+use crate::monitor::events::printable;
+use crate::run_dir::private_base;
+use crate::sandbox::Sandbox;
+
+/// The door of the sandbox that others call `name`.
+pub(super) fn door(
+    name: &Name,
+    sandbox: &Arc<Sandbox>,
+    policy: watch::Receiver<Arc<Policy>>,
+    recorder: &Recorder,
+) -> Result<Arc<PeerDoor>, Error> {
+    const WHAT: &str = "sandbox's name (--name)";
+    let base = private_base()?;
+    let place = Place::open(&base).map_err(|error| Error::prepare(WHAT, Fault::Host, error))?;
+    let ports = Arc::new(Ports(Arc::downgrade(sandbox)));
+    PeerDoor::open(&place, name, policy, recorder.clone(), ports)
+        .map_err(|error| Error::prepare(WHAT, Fault::User, error))
+}
+
+/// What the child with that number of a sandbox is called; nothing where that is no name any more.
+pub(super) fn of_child(parent: &Name, child: &str) -> Option<Name> {
+    let (_, number) = child.rsplit_once('.')?;
+    format!("{parent}.{number}").parse().ok()
+}
+
+/// The ports of one guest. It does not keep the sandbox.
+struct Ports(Weak<Sandbox>);
+
+impl Inward for Ports {
+    fn dial(&self, port: u16) -> Later<'_, io::Result<AnyStream>> {
+        Box::pin(async move {
+            let sandbox = self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+            match sandbox.dial(port).await {
+                Ok(Stream { reader, writer }) => Ok(Box::new(tokio::io::join(reader, writer)) as AnyStream),
+                Err(Error::Failed { failure, .. }) if failure.errno == libc::ECONNREFUSED => {
+                    Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there"))
+                }
+                Err(error) => Err(io::Error::other(printable(&chain(&error)))),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_are_called_by_their_parents_name_and_their_number() {
+        let parent: Name = "build".parse().unwrap();
+        assert_eq!(of_child(&parent, "0123456789ab.3").unwrap().as_str(), "build.3");
+        assert_eq!(of_child(&"build.3".parse().unwrap(), "0123456789ab.3.1").unwrap().as_str(), "build.3.1");
+        let long: Name = "x".repeat(64).parse().unwrap();
+        assert_eq!((of_child(&long, "a.1"), of_child(&parent, "a")), (None, None));
+    }
+}
