@@ -29,6 +29,7 @@ mod library;
 mod lifecycle;
 mod load;
 mod network;
+mod peers;
 mod place;
 mod ps;
 mod shortage;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         cycles::TESTS,
         agent::TESTS,
         network::TESTS,
+        peers::TESTS,
         stolen::TESTS,
         children::TESTS,
         library::TESTS,
