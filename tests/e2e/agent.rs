@@ -46,6 +46,21 @@ fn agent_mends_a_project_by_a_recorded_run(context: &Context) {
     context.assert_nothing_left();
 }
 
+/// A server of tools: says twice a number.
+const TOOLS: &str = r#"calc=exec python3 -uc '
+import json, sys
+for line in sys.stdin:
+    said = json.loads(line)
+    params = said.get("params", {})
+    answers = {
+        "initialize": lambda: {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": {"name": "calc", "version": "1"}},
+        "tools/list": lambda: {"tools": [{"name": "double", "description": "twice n", "inputSchema": {"type": "object"}}]},
+        "tools/call": lambda: {"content": [{"type": "text", "text": str(2 * params["arguments"]["n"])}]},
+    }
+    if "id" in said:
+        print(json.dumps({"jsonrpc": "2.0", "id": said["id"], "result": answers[said["method"]]()}))
+'"#;
+
 /// A model says what a script says; what it hears is on its side of the wall, and the key is not on the other.
 fn agent_asks_a_model_and_holds_no_key(context: &Context) {
     const KEY: &str = "sk-e2e-a0b1c2d3e4f5a6b7";
@@ -53,19 +68,21 @@ fn agent_asks_a_model_and_holds_no_key(context: &Context) {
         {"parts": [{"call": {"name": "shell", "input": {"command": "env | grep -c sk-e2e; echo $ANTHROPIC_API_KEY"}}}]},
         {"parts": [{"call": {"name": "shell", "input": {"command":
             "curl -sS -m 20 https://example.org 2>&1 | tail -1; python3 -c 'import os; print(os.getuid())'"}}}]},
-        {"parts": [{"text": "Looked around."}]}]}"#;
+        {"parts": [{"call": {"name": "mcp__calc__double", "input": {"n": 21}}}]},
+        {"expect": ["42"], "parts": [{"text": "Looked around."}]}]}"#;
     let script = midge_scripted_model::script::Script::parse(script).expect("a script");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let server = midge_scripted_model::Server::listen(listener, script).expect("serves");
     let dir = tempfile::tempdir().expect("a directory");
-    let run =
-        ["agent", "--task", "look around", "--provider", "anthropic", "--base-url", &server.base_url(), "--model", "m"];
+    let url = server.base_url();
+    let run = ["agent", "--task", "look around", "--provider", "anthropic", "--base-url", &url, "--model", "m"];
+    let run = run.iter().chain(&["--mcp", TOOLS]);
     let agent =
         context.midge(run).env("MIDGE_STATE", dir.path()).env("ANTHROPIC_API_KEY", KEY).limit(LIMIT).run().code(0);
-    let agent = agent.says(&["the-host-has-the-key", "network: denied", "done; 3 turns, 2 tool calls"]);
+    let agent = agent.says(&["the-host-has-the-key", "network: denied", "done; 4 turns, 3 tool calls"]);
     assert_eq!(agent.text(), "Looked around.\n");
     let asked = server.asked();
-    assert!(asked.len() == 3 && asked.iter().all(|request| request.problem.is_none()), "{asked:?}");
+    assert!(asked.len() == 4 && asked.iter().all(|request| request.problem.is_none()), "{asked:?}");
     let runs = std::fs::read_dir(dir.path().join("runs")).expect("a transcript");
     for run in runs {
         let path = run.expect("a transcript").path();

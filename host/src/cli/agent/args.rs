@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The flags of `midge agent`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use midge_policy::Name;
+use midge_protocol::broker::Mcp;
 
 use crate::cli::run::args::Workspace;
 
@@ -19,6 +21,8 @@ midge agent --workspace . --task-file task.md --policy package-install --budget 
 midge agent --workspace . --task 'explain this project' --provider compatible --base-url http://127.0.0.1:8080 --model local\n  \
 midge agent --workspace examples/median --replay examples/median/run.jsonl   (a recorded run: no model, no key)";
 
+/// Longest name of a server of tools, in bytes: providers take 64 for a tool with its server.
+const SERVER_NAME_MAX_BYTES: usize = 32;
 /// Tokens that a model's window holds, and that one answer has at most, unless a flag says otherwise.
 const CONTEXT_TOKENS: u64 = 200_000;
 const OUTPUT_TOKENS: u64 = 16_384;
@@ -81,6 +85,11 @@ pub(crate) struct AgentArgs {
     /// What it may spend, such as tokens=2000000,money=5.00,wall=30m,egress=1GiB,tool_calls=500
     #[arg(long, value_name = "NAME=AMOUNT,…", value_delimiter = ',')]
     pub(super) budget: Vec<String>,
+
+    /// A server of the Model Context Protocol, whose command the guest's sh starts beside the loop and talks to on standard input and
+    /// output; its tools are called mcp__NAME__TOOL. Can be given more than once
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = parse_mcp)]
+    pub(super) mcp: Vec<Mcp>,
 
     /// Tokens that the model's window holds
     #[arg(long, value_name = "N", default_value_t = CONTEXT_TOKENS, value_parser = clap::value_parser!(u64).range(4096..=10_000_000))]
@@ -148,6 +157,11 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_enum, default_value_t = Approve::Ask)]
     approve: Approve,
 
+    /// A server of the Model Context Protocol, whose command the guest's sh starts beside the loop and talks to on standard input and
+    /// output; its tools are called mcp__NAME__TOOL. Can be given more than once
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = parse_mcp)]
+    mcp: Vec<Mcp>,
+
     /// Run although this machine does not give a part of the monitor's jail; see `midge run --help`
     #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
     allow_missing: Vec<String>,
@@ -159,7 +173,7 @@ pub(crate) struct ReplayArgs {
 
 impl From<ReplayArgs> for AgentArgs {
     fn from(args: ReplayArgs) -> Self {
-        let ReplayArgs { run, workspace, template, image, policy, name, approve, allow_missing, json } = args;
+        let ReplayArgs { run, workspace, template, image, policy, name, approve, mcp, allow_missing, json } = args;
         Self {
             task: None,
             task_file: None,
@@ -175,6 +189,7 @@ impl From<ReplayArgs> for AgentArgs {
             approve,
             max_turns: None,
             budget: Vec::new(),
+            mcp,
             context_tokens: CONTEXT_TOKENS,
             max_output_tokens: OUTPUT_TOKENS,
             allow_git_internals: false,
@@ -183,6 +198,17 @@ impl From<ReplayArgs> for AgentArgs {
             json,
         }
     }
+}
+
+fn parse_mcp(text: &str) -> Result<Mcp, String> {
+    let (name, command) = text.split_once('=').unwrap_or((text, ""));
+    let is_name = (1..=SERVER_NAME_MAX_BYTES).contains(&name.len())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    if !is_name || command.trim().is_empty() {
+        return Err(format!("accepted: 1 to {SERVER_NAME_MAX_BYTES} letters, digits and _ -, then = and a command"));
+    }
+    let argv = ["sh", "-c", command].map(str::to_owned).to_vec();
+    Ok(Mcp { name: name.to_owned(), argv, env: BTreeMap::new() })
 }
 
 /// Whose API.
@@ -207,4 +233,21 @@ pub(in crate::cli) enum Approve {
     Deny,
     /// Nobody: the answer is yes, but to what only a human can answer
     Auto,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_of_tools_have_a_name_and_a_command() {
+        let server = parse_mcp("files=npx -y server --root='/a b'").unwrap();
+        assert_eq!((server.name.as_str(), server.argv[2].as_str()), ("files", "npx -y server --root='/a b'"));
+        assert_eq!(server.argv[..2], ["sh", "-c"]);
+        let longest = "x".repeat(SERVER_NAME_MAX_BYTES);
+        assert!(parse_mcp(&format!("{longest}=c")).is_ok());
+        for bad in ["files", "files=", "files= ", "=c", "a b=c", "a.b=c", &format!("{longest}x=c")] {
+            assert!(parse_mcp(bad).unwrap_err().contains("then = and a command"), "{bad}");
+        }
+    }
 }

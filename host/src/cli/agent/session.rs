@@ -18,7 +18,7 @@ use midge::workspace::review::{names, notes};
 use midge_broker::ledger::Ledger;
 use midge_broker::{Playback, Secrets, budgets};
 use midge_policy::Policy;
-use midge_protocol::broker::Run;
+use midge_protocol::broker::{Mcp, Run};
 use midge_record::{Difference, Entry, Recorder, Replay, Started};
 use serde_json::{Value, json};
 
@@ -58,6 +58,7 @@ impl Session<'_> {
         let replay = self.args.replay.as_deref().map(open_replay).transpose()?;
         let recorded = replay.as_ref().map(|(replay, _)| replay);
         let task = self.task(recorded)?;
+        check_servers(&self.args.mcp)?;
         let authority = Authority::new(self.args, recorded)?;
         let secrets = read_secrets(&authority.policy, replay.is_none()).await?;
         let sandbox = Arc::new(self.sandbox(&authority.policy).await?);
@@ -135,7 +136,7 @@ impl Session<'_> {
             context_tokens: self.args.context_tokens,
             cwd: agent::cwd(sandbox).to_owned(),
             tools: agent::tools(&authority.policy),
-            mcp: Vec::new(),
+            mcp: self.args.mcp.clone(),
             left: budgets(&authority.policy),
         }
     }
@@ -302,6 +303,18 @@ fn open_replay(named: &str) -> Result<(Replay, PathBuf), Error> {
     let file = File::open(&path).map_err(|error| failed(&error))?;
     let replay = Replay::read(BufReader::new(file)).map_err(|error| failed(&error))?;
     Ok((replay, path))
+}
+
+/// Refuses two servers whose tools would have the same names.
+fn check_servers(servers: &[Mcp]) -> Result<(), Error> {
+    let is_second = |at: &usize| servers[..*at].iter().any(|before| before.name == servers[*at].name);
+    match (0..servers.len()).find(is_second) {
+        None => Ok(()),
+        Some(at) => {
+            let accepted = "a name of its own for each server".to_owned();
+            Err(Error::Setting { what: "--mcp", value: servers[at].name.clone(), accepted })
+        }
+    }
 }
 
 fn read_task(path: &Path) -> Result<String, Error> {
