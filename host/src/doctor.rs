@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::cache::Cache;
 use crate::emulated::EmulatedHost;
+use crate::groups::{self, Controller};
 use crate::kernel::{self, Flavour};
 use crate::machine::Machine;
 use crate::probe::{KvmState, probe};
@@ -125,7 +126,7 @@ impl Report {
         let mut findings = vec![of_kvm(kvm), of_emulation(has_qemu, memory_mib, kvm)];
         findings.extend(of_parts(cache));
         findings.push(of_user_namespaces(root));
-        findings.extend(of_settings(&machine, kvm));
+        findings.extend(of_settings(&machine, kvm, root));
         Self { kind: kind(kvm, has_qemu), machine, findings }
     }
 
@@ -273,12 +274,12 @@ fn of_user_namespaces(root: &Path) -> Finding {
 }
 
 /// Host settings that cost latency (measured or reported: a VM's creation and end wait for the first three).
-fn of_settings(machine: &Machine, kvm: &KvmState) -> Vec<Finding> {
+fn of_settings(machine: &Machine, kvm: &KvmState, root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     if kvm.can_be_tried() {
         findings.push(of_nx(machine.nx_huge_pages.as_deref()));
     }
-    findings.push(of_cgroups(machine));
+    findings.push(of_cgroups(machine, &groups::Base::look(root)));
     findings.push(match machine.hz {
         Some(hz) if hz < HZ_FAST => {
             let found = format!("{hz}: KVM's waits for a grace period take steps of {} ms", 1000 / hz.max(1));
@@ -308,16 +309,31 @@ fn of_nx(setting: Option<&str>) -> Finding {
     }
 }
 
-fn of_cgroups(machine: &Machine) -> Finding {
-    let name = "cgroups";
-    match (machine.cgroup_version, machine.favordynmods) {
-        (2, true) => Finding::new(name, Standing::Ok, "version 2 with favordynmods"),
-        (2, false) => Finding::new(name, Standing::Slow, "version 2 without favordynmods: moving a process waits")
-            .mend("sudo mount -o remount,favordynmods /sys/fs/cgroup"),
-        (version, _) => {
-            Finding::new(name, Standing::Slow, format!("version {version}: limits of a sandbox need version 2"))
-                .mend("systemd.unified_cgroup_hierarchy=1 on the kernel's command line")
+/// What bounds a monitor that was taken over. Without it sandboxes run all the same, unless a limit is asked for.
+fn of_cgroups(machine: &Machine, base: &Result<groups::Base, groups::Missing>) -> Finding {
+    let name = "control groups";
+    let base = match base {
+        Ok(base) => base,
+        Err(missing) => {
+            let found = format!("{missing}: a sandbox has no limits but its own");
+            return Finding::new(name, Standing::Missing, found).mend(missing.remedy());
         }
+    };
+    let list = |there: bool| {
+        let all = Controller::ALL.into_iter().filter(|one| base.controllers().contains(one) == there);
+        all.map(Controller::name).collect::<Vec<_>>().join(", ")
+    };
+    let found = format!("{} in {}", list(true), base.dir().display());
+    match list(false) {
+        absent if !absent.is_empty() => {
+            Finding::new(name, Standing::Missing, format!("{found}, without {absent}: that is not limited"))
+                .mend(groups::DELEGATE)
+        }
+        _ if !machine.favordynmods => {
+            Finding::new(name, Standing::Slow, format!("{found}, without favordynmods: moving a process waits"))
+                .mend("sudo mount -o remount,favordynmods /sys/fs/cgroup")
+        }
+        _ => Finding::new(name, Standing::Ok, found),
     }
 }
 
@@ -382,21 +398,47 @@ mod tests {
             ("boot/config-6.1", "CONFIG_HZ=100\n"),
             ("sys/module/kvm/parameters/nx_huge_pages", "Y"),
             ("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]"),
-            ("sys/fs/cgroup/cgroup.controllers", "cpu"),
         ]);
-        let findings = of_settings(&Machine::read_below(slow.path()), &KvmState::Usable);
+        let findings = of_settings(&Machine::read_below(slow.path()), &KvmState::Usable, slow.path());
         assert_eq!(findings.len(), 4);
-        assert!(findings.iter().all(|f| f.standing == Standing::Slow && f.remedy.is_some()), "{findings:?}");
+        let is_noted = |f: &Finding| matches!(f.standing, Standing::Slow | Standing::Missing) && f.remedy.is_some();
+        assert!(findings.iter().all(is_noted), "{findings:?}");
         let fast = machine(&[
             ("proc/sys/kernel/osrelease", "6.1"),
             ("boot/config-6.1", "CONFIG_HZ=1000\n"),
             ("sys/module/kvm/parameters/nx_huge_pages", "N"),
             ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never"),
-            ("sys/fs/cgroup/cgroup.controllers", "cpu"),
+            ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids io"),
+            ("sys/fs/cgroup/cgroup.procs", ""),
+            ("sys/fs/cgroup/cgroup.subtree_control", ""),
+            ("proc/self/mountinfo", "22 1 0:20 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+            ("proc/self/cgroup", "0::/\n"),
             ("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0\n"),
         ]);
-        let findings = of_settings(&Machine::read_below(fast.path()), &KvmState::Usable);
+        let findings = of_settings(&Machine::read_below(fast.path()), &KvmState::Usable, fast.path());
         assert!(findings.iter().all(|f| f.standing == Standing::Ok), "{findings:?}");
+    }
+
+    #[test]
+    fn control_groups_are_told_with_what_they_limit() {
+        let of = |controllers: &str, mounts: &str| {
+            let root = machine(&[
+                ("sys/fs/cgroup/cgroup.controllers", controllers),
+                ("sys/fs/cgroup/cgroup.procs", ""),
+                ("sys/fs/cgroup/cgroup.subtree_control", ""),
+                ("proc/self/mountinfo", "22 1 0:20 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+                ("proc/self/cgroup", "0::/\n"),
+                ("proc/self/mounts", mounts),
+            ]);
+            of_cgroups(&Machine::read_below(root.path()), &groups::Base::look(root.path()))
+        };
+        let less = of("cpu pids", "");
+        assert!(less.standing == Standing::Missing && less.found.contains("without memory, io"), "{less:?}");
+        assert_eq!(of("cpu memory pids io", "").standing, Standing::Slow);
+        let full = of("cpu memory pids io", "cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0\n");
+        assert!(full.standing == Standing::Ok && full.found.starts_with("cpu, memory, pids, io in "), "{full:?}");
+        let none = of_cgroups(&Machine::read_below(Path::new("/nowhere")), &groups::Base::look(Path::new("/nowhere")));
+        assert!(none.standing == Standing::Missing && none.remedy.is_some(), "{none:?}");
     }
 
     #[test]

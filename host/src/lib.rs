@@ -25,13 +25,16 @@ pub mod orders;
 
 mod doorman;
 
+pub mod run_dir;
+
+pub mod groups;
+
 pub mod emulated;
 
 pub mod doctor;
 
 pub mod workspace;
 
-pub mod run_dir;
 pub mod runs;
 
 pub mod ps;

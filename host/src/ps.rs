@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::groups::Usage;
 use crate::run_dir::{About, Record, RunDirError, records, since_boot};
 
 /// Longest file of `/proc` that is read, in bytes.
@@ -35,6 +36,9 @@ pub struct Alive {
     pub age_ms: u64,
     /// What it holds, where the kernel tells.
     pub memory: Option<Account>,
+    /// Memory of its control group, in KiB: all that its processes use and the kernel holds for them, files that they read
+    /// included; `None` where it has no group, or that does not count memory.
+    pub group_memory_kib: Option<u64>,
 }
 
 /// Memory of a monitor's processes, in KiB.
@@ -74,7 +78,9 @@ fn look(id: String, record: Record, now_ms: u64, proc: &Path) -> Option<Alive> {
     }
     let memory = about.monitor_pid.and_then(|pid| account_of_all(proc, pid));
     let age_ms = now_ms.saturating_sub(at_ms);
-    Some(Alive { id, about, age_ms, memory })
+    let used = about.group.as_deref().and_then(Usage::of);
+    let group_memory_kib = used.and_then(|usage| usage.memory_bytes).map(|bytes| bytes >> 10);
+    Some(Alive { id, about, age_ms, memory, group_memory_kib })
 }
 
 /// Whether the process lives, and lived when a record was written: a number that was given anew belongs to a younger one.
@@ -129,17 +135,20 @@ fn number_inside(process: &Path) -> Option<u32> {
 
 /// What the processes of a monitor hold together; `None` when one is gone, or may not be looked at.
 fn account_of_all(proc: &Path, pid: u32) -> Option<Account> {
-    let accounts = processes_in(proc, pid).into_iter().map(|pid| account(&proc.join(pid.to_string())));
-    accounts.reduce(|sum, next| {
+    let own = processes_in(proc, pid);
+    let accounts = own.iter().map(|pid| account(&proc.join(pid.to_string())));
+    let kvm_kib = group_of(&proc.join(pid.to_string())).and_then(|group| kvm_kib(&group, &own));
+    let sum = accounts.reduce(|sum, next| {
         let (sum, next) = (sum?, next?);
         Some(Account {
             private_kib: sum.private_kib + next.private_kib,
             shared_kib: sum.shared_kib + next.shared_kib,
             proportional_kib: sum.proportional_kib + next.proportional_kib,
             page_table_kib: sum.page_table_kib + next.page_table_kib,
-            kvm_kib: sum.kvm_kib.or(next.kvm_kib),
+            kvm_kib: None,
         })
-    })?
+    })?;
+    sum.map(|sum| Account { kvm_kib, ..sum })
 }
 
 /// What a process holds; `None` when it is gone, or may not be looked at.
@@ -152,7 +161,7 @@ fn account(process: &Path) -> Option<Account> {
         shared_kib: size("Shared_Clean") + size("Shared_Dirty") + size("Shared_Hugetlb"),
         proportional_kib: size("Pss"),
         page_table_kib: kib(&status, "VmPTE")?,
-        kvm_kib: group_of(process).and_then(|group| kvm_kib(&group)),
+        kvm_kib: None,
     })
 }
 
@@ -169,9 +178,10 @@ fn group_of(process: &Path) -> Option<PathBuf> {
     Some(Path::new("/sys/fs/cgroup").join(name))
 }
 
-/// What KVM holds for the one process of a control group.
-fn kvm_kib(group: &Path) -> Option<u64> {
-    let is_alone = read(&group.join("cgroup.procs"))?.lines().count() == 1;
+/// What KVM holds for the processes `own`, which are all that are in a control group.
+fn kvm_kib(group: &Path, own: &[u32]) -> Option<u64> {
+    let is_own = |line: &str| line.parse().is_ok_and(|pid| own.contains(&pid));
+    let is_alone = read(&group.join("cgroup.procs"))?.lines().all(is_own);
     let account = read(&group.join("memory.stat"))?;
     let bytes = account.lines().find_map(|line| line.strip_prefix("sec_pagetables "))?;
     if is_alone { Some(bytes.trim().parse::<u64>().ok()? >> 10) } else { None }
@@ -192,7 +202,17 @@ mod tests {
 
     fn record(owner_pid: u32, monitor_pid: Option<u32>, at_ms: u64) -> Record {
         let (kind, place) = (Kind::Run, "native".to_owned());
-        let about = About { kind, template: None, parent: None, place, owner_pid, monitor_pid, cpus: 1, mem_mib: 64 };
+        let about = About {
+            kind,
+            template: None,
+            parent: None,
+            place,
+            owner_pid,
+            monitor_pid,
+            group: None,
+            cpus: 1,
+            mem_mib: 64,
+        };
         Record { about, at_ms }
     }
 
@@ -268,6 +288,7 @@ mod tests {
     fn kvm_is_told_apart_only_where_a_monitor_is_alone() {
         let group = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
+        let kvm_kib = |group: &Path| kvm_kib(group, &[12]);
         assert_eq!(kvm_kib(group.path()), None);
         write("memory.stat", "anon 5\npagetables 6\nsec_pagetables 8192\n");
         write("cgroup.procs", "12\n13\n");

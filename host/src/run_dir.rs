@@ -240,7 +240,8 @@ fn remove_stale(dir: &Path) {
     }
 }
 
-fn is_id(name: &str) -> bool {
+/// Whether this is such a name as [`new_id`] gives.
+pub(crate) fn is_id(name: &str) -> bool {
     name.len() == ID_HEX_DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 

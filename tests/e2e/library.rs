@@ -86,6 +86,8 @@ pub(crate) fn body(name: &str) {
             "damaged" => crate::damage::damaged().await,
             "orphaned" => crate::damage::orphaned().await,
             "recorded" => crate::calls::recorded().await,
+            "grouped" => crate::groups::grouped().await,
+            "limited" => crate::groups::limited().await,
             "cycled" => crate::cycles::cycled().await,
             "struck" => crate::templates::struck().await,
             other => panic!("no body {other}"),

@@ -22,6 +22,7 @@ mod directed;
 mod elf;
 mod faults;
 mod forks;
+mod groups;
 mod harness;
 mod https;
 mod input;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         damage::TESTS,
         shortage::TESTS,
         load::TESTS,
+        groups::TESTS,
         ps::TESTS,
         workspace::TESTS,
         faults::TESTS,

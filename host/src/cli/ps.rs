@@ -16,7 +16,7 @@ PRIVATE is the memory that only this sandbox's monitor maps, guest memory includ
 memory that forks of a template have not written yet; TABLES the page tables of the process. KVM is what KVM holds for the \
 guest's own page tables: the kernel accounts that to control groups, so it is told only for a monitor that is alone in one \
 (version 2, with the memory controller). Nothing is told of the memory of sandboxes in an emulated host.\n\n\
-With --json an array of objects; sizes in KiB, ages in milliseconds, null for what is not known.";
+With --json an array of objects, with the control group of each and its memory; sizes in KiB, ages in milliseconds, null for what is not known.";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
@@ -119,10 +119,11 @@ mod tests {
             place: "native".to_owned(),
             owner_pid: 1,
             monitor_pid: memory.map(|_| 77),
+            group: Some("/sys/fs/cgroup/g".into()),
             cpus: 2,
             mem_mib: 128,
         };
-        Alive { id: "0123456789ab".to_owned(), about, age_ms: 61_000, memory }
+        Alive { id: "0123456789ab".to_owned(), about, age_ms: 61_000, memory, group_memory_kib: Some(7) }
     }
 
     #[test]
@@ -144,7 +145,8 @@ mod tests {
         assert!(value[0]["memory"].is_null() && value[0]["monitor_pid"].is_null());
         let mut keys: Vec<&String> = value[0].as_object().unwrap().keys().collect();
         keys.sort();
-        let expected = "age_ms cpus id kind mem_mib memory monitor_pid owner_pid parent place template";
+        let expected =
+            "age_ms cpus group group_memory_kib id kind mem_mib memory monitor_pid owner_pid parent place template";
         assert!(keys.iter().copied().eq(expected.split(' ')), "one flat object: {keys:?}");
     }
 

@@ -31,6 +31,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
 use crate::cache::Cache;
+use crate::groups::Allowance;
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::{self, Flavour, KernelError};
 use crate::progress::Watch;
@@ -230,15 +231,17 @@ impl EmulatedHost {
         self.qemu().map(|qemu| qemu.console().tail()).unwrap_or_default()
     }
 
-    /// Starts a monitor with this configuration, whose paths are this machine's; `id` names the sandbox.
+    /// Starts a monitor with this configuration, whose paths are this machine's; `id` names the sandbox, `may` is what it
+    /// may have of the emulated host.
     ///
     /// # Errors
     /// [`EmulatedError::Config`], [`EmulatedError::Refused`], or the emulated host is gone.
-    pub async fn spawn(&self, id: &str, config_json: &str) -> Result<RemoteMonitor, EmulatedError> {
+    pub async fn spawn(&self, id: &str, config_json: &str, may: Allowance) -> Result<RemoteMonitor, EmulatedError> {
         let bad = |problem: String| EmulatedError::Config { problem };
         let mut config = serde_json::from_str(config_json).map_err(|err| bad(err.to_string()))?;
         wire::relocate(&mut config, id).map_err(bad)?;
-        let connection = self.ask(Op::Spawn { id: id.to_owned(), config }, "starting a monitor").await?;
+        let connection =
+            self.ask(Op::Spawn { id: id.to_owned(), config, allowance: may }, "starting a monitor").await?;
         Ok(follow(connection))
     }
 

@@ -7,6 +7,7 @@ use tokio::io::BufReader;
 
 use super::wire::{self, Op};
 use super::{EmulatedError, EmulatedHost, RemoteMonitor, extents, follow, io_error};
+use crate::groups::Usage;
 use crate::orders::Pause;
 
 impl EmulatedHost {
@@ -40,6 +41,17 @@ impl EmulatedHost {
         let mut connection = self.ask(Op::Discard { id: id.to_owned(), ranges }, DOING).await?;
         let bytes = connection.answer().await.and_then(|line| Ok(serde_json::from_str(&line)?));
         bytes.map_err(|source| io_error(DOING, source))
+    }
+
+    /// What the monitor of `id` has of the emulated host; `None` when that has no control group for it.
+    ///
+    /// # Errors
+    /// [`EmulatedError::Refused`] when it does not run, or the emulated host is gone.
+    pub async fn usage(&self, id: &str) -> Result<Option<Usage>, EmulatedError> {
+        const DOING: &str = "asking for a control group";
+        let mut connection = self.ask(Op::Usage { id: id.to_owned() }, DOING).await?;
+        let usage = connection.answer().await.and_then(|line| Ok(serde_json::from_str(&line)?));
+        usage.map_err(|source| io_error(DOING, source))
     }
 
     /// Brings what a resident holds into new files: state, memory, layers. Returns the bytes of memory that were not

@@ -10,13 +10,15 @@
 //! | `spawn` | nothing; when it closes, the monitor ends | lines: `E` and an event, `S` and a line of stderr, last `X` and the wait status |
 //! | `freeze`, `fork` | nothing; when it closes, the process that was made ends | the answer as JSON, then as `spawn` without the `X` |
 //! | `save` | nothing | the answer as JSON, then the files, each as extents: `u64` offset, `u32` bytes, these; last the length and 0 |
-//! | `discard` | nothing | the answer as JSON |
+//! | `discard`, `usage` | nothing | the answer as JSON |
 //! | `connect` | the stream's bytes | the stream's bytes |
 //! | `listen` | the stream's bytes, after `OK` | `BOUND` at once, `OK` when the guest has connected, then the stream's bytes |
 //! | `signal` | nothing | nothing |
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::groups::Allowance;
 
 /// Where the real host's file tree is mounted.
 pub(super) const HOST_MOUNT: &str = "/host";
@@ -57,6 +59,13 @@ pub(super) enum Op {
         id: String,
         /// Its configuration, with paths as the emulated host sees them.
         config: Value,
+        /// What it may have of the emulated host.
+        allowance: Allowance,
+    },
+    /// Say what a monitor has of the emulated host.
+    Usage {
+        /// The sandbox.
+        id: String,
     },
     /// Have a monitor twin itself into a resident.
     Freeze {

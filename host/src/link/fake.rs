@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{Identity, Limits, Link};
 use crate::error::Error;
+use crate::groups::Share;
 use crate::monitor::{Dialer, End, Place};
 use crate::timeline::Recorder;
 
@@ -63,7 +64,7 @@ impl Guest {
     pub(crate) async fn start(limits: Limits) -> (Self, tokio::task::JoinHandle<Result<(Link, Hello), Error>>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
-        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() };
+        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new(), share: Share::default() };
         let listener = place.listen("fake", &socket, READY_PORT).await.unwrap();
         let monitor = UnixListener::bind(&socket).unwrap();
         let (end, ended) = end();
@@ -80,7 +81,7 @@ impl Guest {
     ) -> (Self, tokio::task::JoinHandle<Result<Link, Error>>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("v.sock");
-        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() };
+        let place = Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new(), share: Share::default() };
         let listener = match has_listener {
             true => Some(place.listen("fake", &socket, READY_PORT).await.unwrap()),
             false => None,

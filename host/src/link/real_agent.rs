@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::fake::LIMITS;
 use super::{Identity, Link};
 use crate::error::Error;
+use crate::groups::Share;
 use crate::monitor::{Dialer, Place};
 use crate::timeline::Recorder;
 
@@ -58,7 +59,7 @@ impl Agent {
 }
 
 fn place() -> Place {
-    Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new() }
+    Place::Native { vmm: "/nonexistent".into(), allow_missing: Vec::new(), share: Share::default() }
 }
 
 fn identity() -> Identity {

@@ -3,9 +3,11 @@
 //!
 //! Field names and meanings are the monitor's; it refuses unknown fields, so a mismatch fails at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::groups::{Allowance, Share};
 
 /// One virtual machine, in the monitor's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +147,31 @@ impl VmmConfig {
     #[must_use]
     pub fn allowing(&self, parts: &[String]) -> Self {
         Self { allow_missing: parts.to_vec(), ..self.clone() }
+    }
+
+    /// The memory that its monitor can come to hold, in MiB: the guest's, and what its disks keep in memory.
+    #[must_use]
+    pub fn memory_max_mib(&self) -> u64 {
+        let disk_mib = |disk: &Disk| match disk.mode {
+            DiskMode::OverlayMemory { cap_mib } => cap_mib,
+            DiskMode::ReadOnly | DiskMode::OverlayFile { .. } => 0,
+        };
+        self.disks.iter().map(disk_mib).fold(self.mem_mib, u64::saturating_add)
+    }
+
+    /// What its monitor may take of the machine. Its disks' files are on the block device `device`.
+    pub(super) fn allowance(&self, share: &Share, device: Option<String>) -> Allowance {
+        let io = share.io_mib_s.zip(device).map(|(mib_s, device)| (device, mib_s.saturating_mul(1 << 20)));
+        Allowance { memory_mib: self.memory_max_mib(), cpus: self.cpus, cpu_percent: share.cpu_percent, io }
+    }
+
+    /// The file that the guest writes to, or else one that it reads.
+    pub(super) fn disk_file(&self) -> Option<&Path> {
+        let written = self.disks.iter().find_map(|disk| match &disk.mode {
+            DiskMode::OverlayFile { path, .. } => path.parent(),
+            DiskMode::ReadOnly | DiskMode::OverlayMemory { .. } => None,
+        });
+        written.or_else(|| self.disks.first().map(|disk| disk.path.as_path()))
     }
 
     /// The document as the monitor reads it: one line, closed by a line feed.

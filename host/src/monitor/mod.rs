@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
 
+use crate::groups::{GroupError, Quarters, Usage};
 use crate::orders::OrderError;
 use crate::timeline::Recorder;
 
@@ -79,6 +80,9 @@ pub enum MonitorError {
         /// Why it failed.
         source: OrderError,
     },
+    /// The machine does not keep a limit that was asked for.
+    #[error("limiting what the monitor may have of this machine")]
+    Limit(#[from] GroupError),
     /// The emulated host failed.
     #[error("asking the emulated host to {action}")]
     Emulated {
@@ -96,6 +100,8 @@ pub struct Monitor {
     ended: channel::Receiver<Option<Arc<End>>>,
     reaped: channel::Receiver<bool>,
     life: Life,
+    /// Its control group, where this machine has one for it.
+    quarters: Option<Arc<Quarters>>,
 }
 
 /// What keeps the VM alive and can take its life.
@@ -203,6 +209,20 @@ impl Monitor {
         match &self.life {
             Life::Native(_) | Life::Twin(_) => "native",
             Life::Remote(_) => "emulated",
+        }
+    }
+
+    /// Its control group's directory, where it is one of this machine.
+    #[must_use]
+    pub fn group(&self) -> Option<PathBuf> {
+        self.quarters.as_ref()?.path()
+    }
+
+    /// What it has of its machine, as far as that counts it.
+    pub async fn usage(&self) -> Option<Usage> {
+        match &self.life {
+            Life::Native(_) | Life::Twin(_) => Usage::of(&self.group()?),
+            Life::Remote(remote) => remote.host().usage(remote.id()).await.ok().flatten(),
         }
     }
 

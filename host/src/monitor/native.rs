@@ -21,6 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::MonitorError;
+use crate::groups::Quarters;
 use crate::orders::Orders;
 
 /// Children that have not been reaped yet.
@@ -65,15 +66,15 @@ pub(super) struct Spawned {
 }
 
 /// Starts `binary` and hands it its configuration.
-pub(super) fn spawn(binary: &Path, config_line: &str) -> Result<Spawned, MonitorError> {
+pub(super) fn spawn(binary: &Path, config_line: &str, quarters: &Quarters) -> Result<Spawned, MonitorError> {
     let is_executable = binary.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if !is_executable {
         return Err(MonitorError::Missing { path: binary.to_path_buf() });
     }
-    start(binary, config_line).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
+    start(binary, config_line, quarters).map_err(|source| MonitorError::Spawn { path: binary.to_path_buf(), source })
 }
 
-fn start(binary: &Path, config_line: &str) -> io::Result<Spawned> {
+fn start(binary: &Path, config_line: &str, quarters: &Quarters) -> io::Result<Spawned> {
     let (orders, far) = Orders::pair()?;
     let mut child = Command::new(binary)
         .args(["--config", "-"])
@@ -93,6 +94,8 @@ fn start(binary: &Path, config_line: &str) -> io::Result<Spawned> {
     let status = reap_later(pid, Arc::clone(&process.child))?;
     let events = receiver(stdout.map(OwnedFd::from))?;
     let stderr = receiver(stderr.map(OwnedFd::from))?;
+    // Whatever it starts once it knows what to do is in the group too.
+    quarters.take_in(process.pid()).map_err(io::Error::other)?;
     let told = process.orders.as_ref().map_or(Ok(()), |orders| orders.configure(config_line));
     // One that refuses its configuration says why by itself.
     told.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })?;
@@ -183,7 +186,7 @@ mod tests {
     /// A script that was just written may still be open for writing in a fork of another test's thread.
     fn start_script(path: &Path, config: &str) -> Spawned {
         for _ in 0..50 {
-            match spawn(path, config) {
+            match spawn(path, config, &Quarters::none()) {
                 Err(MonitorError::Spawn { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -251,7 +254,7 @@ mod tests {
         let plain = dir.path().join("plain");
         std::fs::write(&plain, "").unwrap();
         for path in [dir.path().join("absent"), plain, dir.path().to_path_buf()] {
-            let error = spawn(&path, "{}\n").err().unwrap();
+            let error = spawn(&path, "{}\n", &Quarters::none()).err().unwrap();
             assert!(matches!(&error, MonitorError::Missing { path: p } if *p == path), "{error}");
             assert!(error.to_string().contains("MIDGE_VMM"));
         }

@@ -12,6 +12,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
+use crate::groups::{self, Allowance, GroupError, Quarters, Share};
 use crate::timeline::Recorder;
 
 /// How long a monitor may take to connect a conversation to its guest: far more than a guest takes that is busy.
@@ -26,9 +27,11 @@ pub enum Place {
         vmm: PathBuf,
         /// Parts of its jail that the machine need not give, by the monitor's names.
         allow_missing: Vec<String>,
+        /// What each sandbox may have of the machine.
+        share: Share,
     },
-    /// In an emulated host, which may be shared.
-    Emulated(Arc<EmulatedHost>),
+    /// In an emulated host, which may be shared, and what each sandbox may have of that.
+    Emulated(Arc<EmulatedHost>, Share),
 }
 
 /// Awaits connections from the guest to one port of its host.
@@ -62,14 +65,14 @@ impl Place {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Native { .. } => "native",
-            Self::Emulated(_) => "emulated",
+            Self::Emulated(..) => "emulated",
         }
     }
 
     /// Whether time passes there many times slower.
     #[must_use]
     pub fn is_emulated(&self) -> bool {
-        matches!(self, Self::Emulated(_))
+        matches!(self, Self::Emulated(..))
     }
 
     /// Listens for the guest's connections to `port` of its host. Comes before [`Place::spawn`], so that
@@ -89,7 +92,7 @@ impl Place {
                     UnixListener::bind(&path).map_err(|source| MonitorError::Listen { path: path.into(), source })?;
                 Ok(Listener { inner: Inner::Unix(listener) })
             }
-            Self::Emulated(host) => {
+            Self::Emulated(host, _) => {
                 let listener = host.listen(id, port).await.map_err(emulated("listen for the guest"))?;
                 Ok(Listener { inner: Inner::Remote(listener) })
             }
@@ -109,26 +112,45 @@ impl Place {
         console: Option<ConsoleSender>,
     ) -> Result<Monitor, MonitorError> {
         recorder.note("spawn");
+        let mut quarters = None;
         let (life, Heard { ended, reaped }) = match self {
-            Self::Native { vmm, allow_missing } => {
+            Self::Native { vmm, allow_missing, share } => {
                 let line = line(&config.allowing(allow_missing))
                     .map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
-                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line)?;
-                let heard = listen(events, stderr, gone(status), recorder, Clock::Ours, console);
+                let quarters = quarters.insert(Quarters::make(allowance(config, share)?)?);
+                recorder.note("group");
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &line, quarters)?;
+                let heard = listen((events, stderr), gone(status), recorder, Clock::Ours, console, Some(quarters));
                 (Life::Native(process), heard)
             }
-            Self::Emulated(host) => {
+            Self::Emulated(host, share) => {
                 let start = "start a monitor";
                 let line =
                     line(config).map_err(|source| MonitorError::Emulated { action: start, source: source.into() })?;
-                let monitor = host.spawn(id, &line).await.map_err(emulated(start))?;
+                let allowance = allowance_there(config, share)?;
+                let monitor = host.spawn(id, &line, allowance).await.map_err(emulated(start))?;
                 let (remote, heard) = Remote::new(host, id, monitor, recorder, console);
                 (Life::Remote(remote), heard)
             }
         };
         let dialer = Dialer::new(self.clone(), id, socket);
-        Ok(Monitor { dialer, ended, reaped, life })
+        Ok(Monitor { dialer, ended, reaped, life, quarters })
     }
+}
+
+/// The limits of a monitor in an emulated host, whose files are all this machine's.
+pub(super) fn allowance_there(config: &VmmConfig, share: &Share) -> Result<Allowance, MonitorError> {
+    if share.io_mib_s.is_some() {
+        return Err(GroupError::NoDisk.into());
+    }
+    Ok(config.allowance(share, None))
+}
+
+/// The limits of a monitor on this machine.
+pub(super) fn allowance(config: &VmmConfig, share: &Share) -> Result<Allowance, MonitorError> {
+    let is_asked = share.io_mib_s.is_some();
+    let device = config.disk_file().filter(|_| is_asked).map(groups::device_of).transpose()?;
+    Ok(config.allowance(share, device))
 }
 
 pub(super) fn line(config: &VmmConfig) -> std::io::Result<String> {
@@ -157,7 +179,7 @@ impl Remote {
         console: Option<ConsoleSender>,
     ) -> (Self, Heard) {
         let RemoteMonitor { events, stderr, status, lifeline } = monitor;
-        let heard = listen(events, stderr, gone(status), recorder, Clock::Foreign, console);
+        let heard = listen((events, stderr), gone(status), recorder, Clock::Foreign, console, None);
         (Self { host: Arc::clone(host), id: id.to_owned(), lifeline: Some(lifeline) }, heard)
     }
 
@@ -233,7 +255,7 @@ impl Dialer {
         let connected = async {
             match &self.place {
                 Place::Native { .. } => stream::connect_unix(&self.socket, port, first).await.map_err(connect),
-                Place::Emulated(host) => {
+                Place::Emulated(host, _) => {
                     let connected = host.connect(&self.id, port).await;
                     let mut stream = Stream::from(connected.map_err(emulated("connect to the guest"))?);
                     stream.writer.write_all(first).await.map_err(connect)?;

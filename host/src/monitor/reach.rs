@@ -7,6 +7,7 @@ use super::place::emulated;
 use super::resident::{gone_already, refused, unexpected};
 use super::{Life, Monitor, MonitorError};
 use crate::emulated::EmulatedHost;
+use crate::groups::Quarters;
 use crate::orders::{Answer, Order, Orders, PROMPT};
 
 /// What gives one monitor orders. It does not borrow the monitor, nor keep it alive.
@@ -14,6 +15,7 @@ use crate::orders::{Answer, Order, Orders, PROMPT};
 pub struct Reach {
     pub(super) place: super::Place,
     pub(super) way: Way,
+    pub(super) quarters: Option<Arc<Quarters>>,
 }
 
 /// Where the monitor is.
@@ -38,7 +40,7 @@ impl Monitor {
             Life::Twin(twin) => Way::Here(twin.orders()),
             Life::Remote(remote) => Way::There(Arc::clone(remote.host()), remote.id().to_owned()),
         };
-        Ok(Reach { place: self.dialer.place().clone(), way })
+        Ok(Reach { place: self.dialer.place().clone(), way, quarters: self.quarters.clone() })
     }
 }
 

@@ -12,15 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch as channel;
+use tokio::sync::{Mutex, watch as channel};
 
 use super::native;
-use super::place::{Remote, emulated, line};
+use super::place::{Remote, allowance, allowance_there, emulated, line};
 use super::reach::{Reach, Way};
 use super::twin::Twin;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{Dialer, End, Life, Monitor, MonitorError, Place, VmmConfig};
 use crate::doorman;
+use crate::groups::Quarters;
 use crate::orders::{self, Answer, Order, OrderError, Orders, PROMPT, Pause, SAVING};
 use crate::timeline::Recorder;
 
@@ -49,6 +50,10 @@ pub struct Resident {
     life: ResidentLife,
     recorder: Recorder,
     ended: channel::Receiver<Option<Arc<End>>>,
+    /// Where its forks are born, where this machine has control groups.
+    quarters: Option<Arc<Quarters>>,
+    /// One fork at a time: each is born where the resident is.
+    turn: Mutex<()>,
 }
 
 /// What a resident says when it takes orders.
@@ -84,7 +89,8 @@ pub(super) fn unexpected(action: &'static str, answer: &Answer) -> MonitorError 
 
 impl Reach {
     /// Has the monitor stand still and twin itself into a resident called `id`; the VM goes on. Its agent must have
-    /// brought everything in the guest to a stand before.
+    /// brought everything in the guest to a stand before. Whoever keeps it longer than the monitor calls
+    /// `Resident::prepare`.
     ///
     /// # Errors
     /// [`MonitorError::Order`] when the monitor refuses, as it does unless it was started to be forked.
@@ -95,19 +101,24 @@ impl Reach {
             Way::Here(orders) => orders,
             Way::There(host, own_id) => {
                 let (monitor, pause) = host.freeze(own_id, id).await.map_err(emulated("freeze a VM"))?;
-                let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, &silent, None);
-                return Ok((Resident { place, life: ResidentLife::Remote(remote), recorder: silent, ended }, pause));
+                let (remote, heard) = Remote::new(host, id, monitor, &silent, None);
+                return Ok((Resident::new(place, ResidentLife::Remote(remote), silent, heard, None), pause));
             }
         };
         let (near, far) = orders::streams().map_err(local(ACTION))?;
+        if let Some(quarters) = &self.quarters {
+            quarters.grow();
+        }
         let answer = orders.order(&Order::Freeze {}, &far.descriptors(), PROMPT).await;
         let (process, pause) = match answer.map_err(refused(ACTION))? {
             (Answer::Frozen { pause }, process) => (process, pause),
             (other, _) => return Err(unexpected(ACTION, &other)),
         };
         let twin = Twin::new(process, Arc::new(near.orders)).map_err(local(ACTION))?;
-        let Heard { ended, .. } = listen(near.events, near.stderr, twin.gone(), &silent, Clock::Ours, None);
-        Ok((Resident { place, life: ResidentLife::Twin(twin), recorder: silent, ended }, pause))
+        let quarters = self.quarters.as_ref().map(|quarters| quarters.of_copy());
+        let streams = (near.events, near.stderr);
+        let heard = listen(streams, twin.gone(), &silent, Clock::Ours, None, quarters.as_ref());
+        Ok((Resident::new(place, ResidentLife::Twin(twin), silent, heard, quarters), pause))
     }
 }
 
@@ -119,27 +130,58 @@ impl Place {
     /// As for [`Place::spawn`].
     pub async fn hold(&self, id: &str, config: &VmmConfig, recorder: &Recorder) -> Result<Resident, MonitorError> {
         match self {
-            Self::Native { vmm, allow_missing } => {
+            Self::Native { vmm, allow_missing, share } => {
                 let text = line(&config.allowing(allow_missing))
                     .map_err(|source| MonitorError::Spawn { path: vmm.clone(), source })?;
-                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text)?;
-                let Heard { ended, .. } = listen(events, stderr, gone(status), recorder, Clock::Ours, None);
+                let quarters = Quarters::make(allowance(config, share)?)?;
+                let native::Spawned { process, events, stderr, status } = native::spawn(vmm, &text, &quarters)?;
+                let heard = listen((events, stderr), gone(status), recorder, Clock::Ours, None, Some(&quarters));
                 let life = ResidentLife::Child(process);
-                Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
+                Ok(Resident::new(self.clone(), life, recorder.clone(), heard, Some(quarters)))
             }
-            Self::Emulated(host) => {
+            Self::Emulated(host, share) => {
                 let text = line(config)
                     .map_err(|source| MonitorError::Emulated { action: "start a resident", source: source.into() })?;
-                let monitor = host.spawn(id, &text).await.map_err(emulated("start a resident"))?;
-                let (remote, Heard { ended, .. }) = Remote::new(host, id, monitor, recorder, None);
-                let life = ResidentLife::Remote(remote);
-                Ok(Resident { place: self.clone(), life, recorder: recorder.clone(), ended })
+                let allowance = allowance_there(config, share)?;
+                let monitor = host.spawn(id, &text, allowance).await.map_err(emulated("start a resident"))?;
+                let (remote, heard) = Remote::new(host, id, monitor, recorder, None);
+                Ok(Resident::new(self.clone(), ResidentLife::Remote(remote), recorder.clone(), heard, None))
             }
         }
     }
 }
 
 impl Resident {
+    fn new(
+        place: Place,
+        life: ResidentLife,
+        recorder: Recorder,
+        Heard { ended, .. }: Heard,
+        quarters: Option<Arc<Quarters>>,
+    ) -> Self {
+        Self { place, life, recorder, ended, quarters, turn: Mutex::default() }
+    }
+
+    /// Its control group's directory, where it is one of this machine.
+    #[must_use]
+    pub fn group(&self) -> Option<PathBuf> {
+        self.quarters.as_ref()?.path()
+    }
+
+    /// Has the next fork's group made, and the resident moved there, if it is not yet: what is born next is born there. Until
+    /// then one that a running monitor has made is in that one's group, which goes with that one.
+    pub(crate) async fn prepare(&self) -> Result<(), MonitorError> {
+        let Some(quarters) = self.quarters.as_ref().filter(|quarters| quarters.is_unprepared()) else { return Ok(()) };
+        let twin = match &self.life {
+            ResidentLife::Twin(twin) => twin.process(),
+            ResidentLife::Child(_) | ResidentLife::Remote(_) => None,
+        };
+        let quarters = Arc::clone(quarters);
+        // On most kernels moving a process waits for all processors.
+        let done = tokio::task::spawn_blocking(move || quarters.prepare(twin)).await;
+        Ok(done.unwrap_or(Ok(()))?)
+    }
+
     /// Where it is, and its forks will be.
     #[must_use]
     pub fn place(&self) -> &Place {
@@ -185,8 +227,11 @@ impl Resident {
             let host = remote.host();
             let monitor = host.fork(remote.id(), id).await.map_err(emulated("fork a VM"))?;
             let (remote, Heard { ended, reaped }) = Remote::new(host, id, monitor, recorder, None);
-            return Ok(Monitor { dialer, ended, reaped, life: Life::Remote(remote) });
+            return Ok(Monitor { dialer, ended, reaped, life: Life::Remote(remote), quarters: None });
         }
+        let _turn = self.turn.lock().await;
+        self.prepare().await?;
+        recorder.note("group");
         let orders = self.orders().ok_or_else(gone_already(ACTION))?;
         let listener =
             UnixListener::bind(socket).map_err(|source| MonitorError::Listen { path: socket.to_owned(), source })?;
@@ -200,8 +245,14 @@ impl Resident {
             (other, _) => return Err(unexpected(ACTION, &other)),
         };
         let twin = Twin::new(process, Arc::new(near.orders)).map_err(local(ACTION))?;
-        let Heard { ended, reaped } = listen(near.events, near.stderr, twin.gone(), recorder, Clock::Ours, None);
-        Ok(Monitor { dialer, ended, reaped, life: Life::Twin(twin) })
+        let quarters = self.quarters.as_ref().map(|quarters| quarters.hand_over());
+        let streams = (near.events, near.stderr);
+        let Heard { ended, reaped } = listen(streams, twin.gone(), recorder, Clock::Ours, None, quarters.as_ref());
+        let monitor = Monitor { dialer, ended, reaped, life: Life::Twin(twin), quarters };
+        // While the fork comes up. Before a command runs in it the resident must be out of its group: what ends one for want
+        // of memory ends all.
+        self.prepare().await?;
+        Ok(monitor)
     }
 
     /// Writes what it holds into new files. Returns the bytes of memory that were not zero.

@@ -36,6 +36,11 @@ impl Twin {
         self.pid
     }
 
+    /// Another descriptor of it.
+    pub(super) fn process(&self) -> Option<OwnedFd> {
+        self.process.as_ref()?.get_ref().try_clone().ok()
+    }
+
     pub(super) fn orders(&self) -> Arc<Orders> {
         Arc::clone(&self.orders)
     }

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::ConsoleSender;
 use super::end::End;
 use super::events::{Event, Lines, bounded, parse};
+use crate::groups::Quarters;
 use crate::timeline::{Recorder, Source, monotonic_ns};
 
 /// Kept of what the monitor writes to stderr: the last bytes.
@@ -37,6 +38,8 @@ struct Outlets {
     console: Option<ConsoleSender>,
     ended: watch::Sender<Option<Arc<End>>>,
     reaped: watch::Sender<bool>,
+    /// What is removed when it is gone.
+    quarters: Option<Arc<Quarters>>,
 }
 
 /// What becomes known of a monitor that somebody listens to.
@@ -49,16 +52,18 @@ pub(super) struct Heard {
 
 /// Listens in the background, until the monitor is gone.
 pub(super) fn listen(
-    events: impl AsyncRead + Unpin + Send + 'static,
-    stderr: impl AsyncRead + Unpin + Send + 'static,
+    (events, stderr): (impl AsyncRead + Unpin + Send + 'static, impl AsyncRead + Unpin + Send + 'static),
     status: impl Future<Output = Option<ExitStatus>> + Send + 'static,
     recorder: &Recorder,
     clock: Clock,
     console: Option<ConsoleSender>,
+    quarters: Option<&Arc<Quarters>>,
 ) -> Heard {
     let (ended_sender, ended) = watch::channel(None);
     let (reaped_sender, reaped) = watch::channel(false);
-    let outlets = Outlets { recorder: recorder.clone(), clock, console, ended: ended_sender, reaped: reaped_sender };
+    let quarters = quarters.map(Arc::clone);
+    let recorder = recorder.clone();
+    let outlets = Outlets { recorder, clock, console, ended: ended_sender, reaped: reaped_sender, quarters };
     tokio::spawn(watch(events, stderr, status, outlets));
     Heard { ended, reaped }
 }
@@ -88,6 +93,9 @@ where
     tracing::debug!(%end, announced, ?status, "monitor gone");
     outlets.ended.send_replace(Some(Arc::new(end)));
     outlets.recorder.note("reaped");
+    if let Some(quarters) = outlets.quarters {
+        quarters.clear().await;
+    }
     outlets.reaped.send_replace(true);
 }
 
@@ -177,7 +185,8 @@ mod tests {
         let (console, mut lines) = mpsc::channel(2);
         let (ended, end) = watch::channel(None);
         let (reaped, was_reaped) = watch::channel(false);
-        let outlets = Outlets { recorder: recorder.clone(), clock, console: Some(console), ended, reaped };
+        let outlets =
+            Outlets { recorder: recorder.clone(), clock, console: Some(console), ended, reaped, quarters: None };
         watch(events, stderr, std::future::ready(status), outlets).await;
         assert!(*was_reaped.borrow());
         let mut console = Vec::new();

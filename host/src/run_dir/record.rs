@@ -47,6 +47,9 @@ pub struct About {
     pub owner_pid: u32,
     /// Its monitor, where that is a process of this machine.
     pub monitor_pid: Option<u32>,
+    /// The directory of its control group, where it has one on this machine.
+    #[serde(default)]
+    pub group: Option<PathBuf>,
     /// vCPUs.
     pub cpus: u32,
     /// Guest memory in MiB.
@@ -134,6 +137,7 @@ mod tests {
             place: "native".to_owned(),
             owner_pid: 1,
             monitor_pid: Some(2),
+            group: Some("/g".into()),
             cpus: 3,
             mem_mib: 4,
         };

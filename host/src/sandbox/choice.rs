@@ -10,6 +10,7 @@ use super::settings::Settings;
 use crate::cache::Cache;
 use crate::emulated::{EmulatedHost, EmulatedOptions, share};
 use crate::error::{Error, Fault};
+use crate::groups::Share;
 use crate::monitor::{Place, VmmConfig};
 use crate::probe::{KvmState, probe};
 use crate::progress::{Silent, Watch};
@@ -24,8 +25,15 @@ pub enum Where {
     Native,
     /// In this emulated host.
     Emulated(Arc<EmulatedHost>),
-    /// There, without these parts of the monitor's jail where the machine does not give them: see [`Where::allowing`].
-    Lenient(Box<Where>, Vec<String>),
+    /// There, on these terms: see [`Where::allowing`] and [`Where::sharing`].
+    On(Box<Where>, Terms),
+}
+
+/// What a machine need not give, and what it gives at most.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    allow_missing: Vec<String>,
+    share: Share,
 }
 
 /// Least memory of an emulated host that is started for a sandbox, in MiB; what is not touched costs nothing.
@@ -45,30 +53,30 @@ impl Where {
         host_mib: u64,
         watch: &Arc<dyn Watch>,
     ) -> Result<Place, Error> {
-        let (place, allow_missing) = self.peeled();
+        let (place, terms) = self.peeled();
         match place {
-            Self::Emulated(host) => return Ok(Place::Emulated(host)),
-            Self::Native => return native(allow_missing),
-            Self::Auto | Self::Lenient(..) => {}
+            Self::Emulated(host) => return Ok(Place::Emulated(host, terms.share)),
+            Self::Native => return native(terms),
+            Self::Auto | Self::On(..) => {}
         }
         if let Some(file) = share::named() {
-            return Ok(Place::Emulated(Arc::new(
-                EmulatedHost::attach(&file).map_err(|error| Error::prepare("emulated host", Fault::User, error))?,
-            )));
+            let host =
+                EmulatedHost::attach(&file).map_err(|error| Error::prepare("emulated host", Fault::User, error))?;
+            return Ok(Place::Emulated(Arc::new(host), terms.share));
         }
         let state = probe();
         if suits(&state, own_kernel) {
-            return native(allow_missing);
+            return native(terms);
         }
         watch.end(&format!("{state}; running in an emulated host instead, where timings mean nothing"));
         let mem_mib = emulated_mib(settings, host_mib);
         let mut shared = SHARED.lock().await;
         if let Some(host) = shared.upgrade() {
-            return Ok(Place::Emulated(host));
+            return Ok(Place::Emulated(host, terms.share));
         }
         let host = Arc::new(start(mem_mib, Arc::clone(watch)).await?);
         *shared = Arc::downgrade(&host);
-        Ok(Place::Emulated(host))
+        Ok(Place::Emulated(host, terms.share))
     }
 }
 
@@ -78,35 +86,38 @@ impl Where {
     /// `no-capabilities`. What it does give is used all the same. The monitor refuses other names.
     #[must_use]
     pub fn allowing(self, parts: impl Into<Vec<String>>) -> Self {
-        let (place, mut all) = self.peeled();
-        all.extend(parts.into());
-        if all.is_empty() { place } else { Self::Lenient(Box::new(place), all) }
+        let (place, mut terms) = self.peeled();
+        terms.allow_missing.extend(parts.into());
+        Self::On(Box::new(place), terms)
     }
 
-    /// The place itself, and what may be missing there.
-    fn peeled(self) -> (Self, Vec<String>) {
+    /// The same, where each sandbox may have this much of the machine. A machine that cannot keep to it is no place.
+    #[must_use]
+    pub fn sharing(self, share: Share) -> Self {
+        let (place, terms) = self.peeled();
+        Self::On(Box::new(place), Terms { share, ..terms })
+    }
+
+    /// The place itself, and the terms; where there are several, the outer ones count.
+    fn peeled(self) -> (Self, Terms) {
         match self {
-            Self::Lenient(place, parts) => {
-                let (place, mut all) = place.peeled();
-                all.extend(parts);
-                (place, all)
-            }
-            place => (place, Vec::new()),
+            Self::On(place, terms) => (place.peeled().0, terms),
+            place => (place, Terms::default()),
         }
     }
 
     /// The place for a template, which runs where it was made: a CPU of the same kind.
     pub(crate) async fn find_for_template(self, is_native: bool, config: &VmmConfig) -> Result<Place, Error> {
-        let (place, allow_missing) = self.peeled();
+        let (place, terms) = self.peeled();
         let place = if matches!(place, Self::Auto) && is_native { Self::Native } else { place };
-        let place = place.allowing(allow_missing);
+        let place = Self::On(Box::new(place), terms);
         let settings = Settings { mem_mib: config.mem_mib, cpus: config.cpus, ..Settings::default() };
         place.find(false, &settings, super::settings::host_memory_mib(), &(Arc::new(Silent) as Arc<dyn Watch>)).await
     }
 }
 
-fn native(allow_missing: Vec<String>) -> Result<Place, Error> {
-    Ok(Place::Native { vmm: binaries::vmm()?, allow_missing })
+fn native(Terms { allow_missing, share }: Terms) -> Result<Place, Error> {
+    Ok(Place::Native { vmm: binaries::vmm()?, allow_missing, share })
 }
 
 /// Whether the machine's own KVM is to be used.
@@ -143,9 +154,10 @@ mod tests {
     #[test]
     fn what_may_be_missing_adds_up_and_changes_no_place() {
         let lenient = Where::Native.allowing(["a".to_owned()]).allowing(["b".to_owned()]);
-        let (place, parts) = lenient.peeled();
-        assert!(matches!(place, Where::Native) && parts == ["a", "b"]);
-        assert!(matches!(Where::Auto.allowing([]), Where::Auto));
+        let share = Share { cpu_percent: Some(50), io_mib_s: None };
+        let (place, terms) = lenient.sharing(share).allowing(["c".to_owned()]).peeled();
+        assert!(matches!(place, Where::Native) && terms.allow_missing == ["a", "b", "c"] && terms.share == share);
+        assert!(matches!(Where::Auto.allowing([]).peeled().0, Where::Auto));
     }
 
     #[test]

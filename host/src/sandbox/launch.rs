@@ -83,7 +83,7 @@ impl Launch {
         config.jail = self.jail;
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, console).await?;
-        describe(&run_dir, monitor.place_name(), monitor.pid(), &config, Lineage::BOOTED);
+        describe(&run_dir, monitor.place_name(), (monitor.pid(), monitor.group()), &config, Lineage::BOOTED);
         let identity = Identity { behind: self.behind, ..Identity::random(run_dir.id()) };
         let greeted =
             Link::establish(monitor.dialer(), listener, monitor.watch_end(), identity, limits, recorder.clone()).await;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a sandbox writes down for [`crate::ps`].
 
+use std::path::PathBuf;
+
 use crate::monitor::VmmConfig;
 use crate::run_dir::{About, Kind, Record, RunDir, since_boot};
 
@@ -21,7 +23,7 @@ impl Lineage<'_> {
 pub(crate) fn describe(
     run_dir: &RunDir,
     place: &str,
-    monitor_pid: Option<u32>,
+    (monitor_pid, group): (Option<u32>, Option<PathBuf>),
     config: &VmmConfig,
     lineage: Lineage<'_>,
 ) {
@@ -32,6 +34,7 @@ pub(crate) fn describe(
         place: place.to_owned(),
         owner_pid: std::process::id(),
         monitor_pid,
+        group,
         cpus: config.cpus,
         mem_mib: config.mem_mib,
     };

@@ -46,6 +46,7 @@ pub use workspace::Workspace;
 use crate::error::Error;
 use crate::exec::{Exec, ExecId, Running, attach};
 use crate::files::Files;
+use crate::groups::Usage;
 use crate::link::Link;
 use crate::monitor::{End, Monitor, Stream};
 use crate::run_dir::RunDir;
@@ -177,6 +178,11 @@ impl Sandbox {
     #[must_use]
     pub fn monitor_pid(&self) -> Option<u32> {
         self.monitor.pid()
+    }
+
+    /// What its monitor has of its machine, as its control group counts it; `None` where it has none.
+    pub async fn usage(&self) -> Option<Usage> {
+        self.monitor.usage().await
     }
 
     /// Where it runs: `native` or `emulated`.

@@ -15,7 +15,7 @@ use crate::progress::Watch;
 use crate::run_dir::{self, RunDir};
 use crate::timeline::Recorder;
 use crate::workspace::{Manifest, PackLimits, pack};
-use crate::{image, initramfs, kernel, scratch};
+use crate::{groups, image, initramfs, kernel, scratch};
 
 impl Builder {
     /// Prepares what is missing, starts the machine and waits until its agent answers.
@@ -148,6 +148,7 @@ impl Request {
         let initramfs =
             initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
         run_dir::sweep_default();
+        groups::sweep();
         let run_dir = RunDir::create(&run_dir::default_base(), cache.root())?;
         let workspace = self.workspace.as_deref().map(|dir| self.pack(dir, &run_dir)).transpose()?;
         let parts = Parts {

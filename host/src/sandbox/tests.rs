@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::launch::{Image, Launch, Parts};
 use super::{Defaults, Sandbox, Settings};
 use crate::error::{Error, Fault};
+use crate::groups::Share;
 use crate::link::Limits;
 use crate::monitor::{Cause, DiskMode, Place};
 use crate::run_dir::RunDir;
@@ -22,7 +23,7 @@ fn scripted(dir: &Path, body: &str) -> Place {
     let vmm: PathBuf = dir.join("vmm");
     std::fs::write(&vmm, format!("#!/bin/sh\ndd bs=99999 count=1 status=none > /dev/null\n{body}\n")).unwrap();
     std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o755)).unwrap();
-    Place::Native { vmm, allow_missing: Vec::new() }
+    Place::Native { vmm, allow_missing: Vec::new(), share: Share::default() }
 }
 
 struct Attempt {
@@ -111,7 +112,7 @@ async fn monitor_that_dies_tells_by_its_signal_or_its_last_line() {
 #[tokio::test]
 async fn absent_monitor_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::Native { vmm: dir.path().join("absent"), allow_missing: Vec::new() };
+    let place = Place::Native { vmm: dir.path().join("absent"), allow_missing: Vec::new(), share: Share::default() };
     let error = launch(dir.path(), place, Duration::from_secs(1), &Recorder::new()).start().await.unwrap_err();
     assert!(crate::error::chain(&error).contains("MIDGE_VMM"), "{error}");
 }

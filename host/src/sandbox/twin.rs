@@ -127,7 +127,12 @@ impl Sandbox {
     /// Brings everything in the guest to a stand and copies it; the sandbox does not go on.
     pub(crate) async fn freeze_for_good(&self, id: &str) -> Result<(Resident, Pause), Error> {
         let reach = self.monitor.reach()?;
-        self.standstill.for_good(&self.link, async { Ok(reach.freeze(id).await?) }).await
+        let freeze = async {
+            let (resident, pause) = reach.freeze(id).await?;
+            resident.prepare().await?;
+            Ok::<_, Error>((resident, pause))
+        };
+        self.standstill.for_good(&self.link, freeze).await
     }
 
     /// What its forks have in common with it.
@@ -148,7 +153,7 @@ impl Sandbox {
         let listener = resident.place().listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = resident.fork(run_dir.id(), &socket, &recorder).await?;
         let lineage = Lineage { kind: Kind::Fork, template: made.template(), parent };
-        describe(&run_dir, monitor.place_name(), monitor.pid(), made.config(), lineage);
+        describe(&run_dir, monitor.place_name(), (monitor.pid(), monitor.group()), made.config(), lineage);
         Self::resume(monitor, listener, Arc::clone(made), recorder, run_dir).await
     }
 

@@ -33,7 +33,8 @@ pub use store::{Record, Store, StoreError};
 
 use crate::cache::Cache;
 use crate::error::{Error, Fault, HOLDING, STARTING};
-use crate::monitor::{Disk, DiskMode, Jail, Place, Resident, VmmConfig};
+use crate::groups;
+use crate::monitor::{Jail, Place, Resident, VmmConfig};
 use crate::run_dir::{self, Kind, RunDir};
 use crate::sandbox::listing::{Lineage, describe};
 use crate::sandbox::twin::{Made, new_run_dir};
@@ -148,7 +149,7 @@ impl Template {
         }
         let listener = place.listen(run_dir.id(), &socket, READY_PORT).await?;
         let monitor = place.spawn(run_dir.id(), &socket, &config, &recorder, None).await?;
-        describe(&run_dir, monitor.place_name(), monitor.pid(), &config, self.lineage(Kind::Fork));
+        describe(&run_dir, monitor.place_name(), (monitor.pid(), monitor.group()), &config, self.lineage(Kind::Fork));
         // It makes its socket itself, on the way to running.
         let ready = monitor.reached(RUNNING_STAGE, &recorder, HOLD_MAX).await;
         ready.map_err(|end| Error::VmEnded { during: STARTING, end })?;
@@ -178,7 +179,7 @@ impl Template {
         // Its socket is nobody's: every fork gets one of its own. The directory is for whoever lists what is alive.
         let run_dir = new_run_dir()?;
         let resident = place.hold(run_dir.id(), &config, &recorder).await?;
-        describe(&run_dir, place.name(), resident.pid(), &config, self.lineage(Kind::Resident));
+        describe(&run_dir, place.name(), (resident.pid(), resident.group()), &config, self.lineage(Kind::Resident));
         resident.ready(HOLD_MAX).await.map_err(|end| Error::VmEnded { during: HOLDING, end })?;
         Ok(Held { resident, made, _run_dir: run_dir })
     }
@@ -190,6 +191,7 @@ impl Template {
     /// Where its kernel runs: a machine's KVM that runs any kernel, or the one it was made on.
     async fn place(&self, place: Where) -> Result<Place, Error> {
         run_dir::sweep_default();
+        groups::sweep();
         place.find_for_template(self.record.place == "native", &self.record.config).await
     }
 
@@ -237,12 +239,7 @@ impl Held {
     /// The memory that a fork can come to use, in MiB: the guest's, and what its disks hold in memory.
     #[must_use]
     pub fn fork_max_mib(&self) -> u64 {
-        let config = self.made.config();
-        let disk_mib = |disk: &Disk| match disk.mode {
-            DiskMode::OverlayMemory { cap_mib } => cap_mib,
-            DiskMode::ReadOnly | DiskMode::OverlayFile { .. } => 0,
-        };
-        config.disks.iter().map(disk_mib).fold(config.mem_mib, u64::saturating_add)
+        self.made.config().memory_max_mib()
     }
 
     /// The process that holds it, where it is one of this machine.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use midge::error::Error;
+use midge::groups::{CPU_PERCENT_RANGE, Share};
 use midge::sandbox::settings::check_env_name;
 use midge_policy::Name;
 
@@ -108,6 +109,15 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PART", env = "MIDGE_ALLOW_MISSING", value_delimiter = ',')]
     pub(super) allow_missing: Vec<String>,
 
+    /// Processor time of this machine at most, in processors, such as 0.5 or 2; needs control groups (`midge doctor`)
+    /// [default: as much as there is, shared evenly with whoever else wants it]
+    #[arg(long, value_name = "PROCESSORS", value_parser = parse_cpu_limit, allow_hyphen_values = true)]
+    pub(super) cpu_limit: Option<u32>,
+
+    /// MiB a second read from this machine's disk at most, and as many written; needs control groups
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(super) io_limit: Option<u64>,
+
     /// Give the command a terminal
     #[arg(long, short = 't')]
     pub(super) tty: bool,
@@ -191,6 +201,11 @@ impl RunArgs {
         self.workspace.as_ref().map_or(Mode::Review, |workspace| workspace.mode)
     }
 
+    /// What the sandbox may have of this machine.
+    pub(super) fn share(&self) -> Share {
+        Share { cpu_percent: self.cpu_limit, io_mib_s: self.io_limit }
+    }
+
     /// Checks that either a directory or a template is named. `brings` says whether the template has a workspace.
     pub(super) fn check_workspace(&self, brings: bool) -> Result<(), Error> {
         let asked = self.workspace.as_ref();
@@ -222,6 +237,17 @@ fn parse_env(text: &str) -> Result<(OsString, OsString), String> {
     };
     check_env_name(name).map_err(|error| error.to_string())?;
     Ok((name.into(), value))
+}
+
+/// In percent of one processor.
+fn parse_cpu_limit(text: &str) -> Result<u32, String> {
+    let percent = text.parse::<f64>().map_or(f64::NAN, |processors| (processors * 100.0).round());
+    let (least, most) = (f64::from(*CPU_PERCENT_RANGE.start()), f64::from(*CPU_PERCENT_RANGE.end()));
+    if !(least..=most).contains(&percent) {
+        return Err(format!("accepted: processors, from {} to {}", least / 100.0, most / 100.0));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number within the range")]
+    Ok(percent as u32)
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
@@ -290,6 +316,21 @@ mod tests {
         assert_eq!(parse_timeout("0.001"), Ok(Duration::from_millis(1)));
         for text in ["0", "0.0009", "-3", "NaN", "inf", "1e99", "ten", ""] {
             assert!(parse_timeout(text).unwrap_err().contains("accepted"), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_machine_have_units_and_ranges() {
+        let share = |line: &[&str]| parse(line).map(|args| args.share());
+        assert_eq!(share(&["x"]).unwrap(), Share::default());
+        let limited = share(&["--cpu-limit", "1.5", "--io-limit", "20", "x"]).unwrap();
+        assert_eq!(limited, Share { cpu_percent: Some(150), io_mib_s: Some(20) });
+        assert_eq!((parse_cpu_limit("0.01"), parse_cpu_limit("1000")), (Ok(1), Ok(100_000)));
+        for text in ["0", "0.004", "-1", "1001", "NaN", "inf", "half", ""] {
+            assert!(parse_cpu_limit(text).unwrap_err().contains("0.01 to 1000"), "{text}");
+        }
+        for text in ["0", "1048577", "1.5"] {
+            assert!(parse(&["--io-limit", text, "x"]).is_err(), "{text}");
         }
     }
 

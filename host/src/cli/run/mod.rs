@@ -77,6 +77,8 @@ pub(super) fn in_runtime(work: impl Future<Output = u8>) -> u8 {
     // A thread may still be waiting for a terminal that nobody reads or types at.
     runtime.shutdown_background();
     reap_all(REAP);
+    // What went down with the runtime could not wait until its group was empty.
+    midge::groups::remove_all();
     code
 }
 

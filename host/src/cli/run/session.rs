@@ -101,7 +101,7 @@ impl Session<'_> {
     }
 
     fn place(&self) -> Where {
-        Where::Auto.allowing(self.args.allow_missing.clone())
+        Where::Auto.allowing(self.args.allow_missing.clone()).sharing(self.args.share())
     }
 
     fn builder(

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, pidfd_send_signal, waitpid};
 use tokio::io::unix::AsyncFd;
@@ -16,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::wire::{RUN_DIR, is_id, socket};
 use super::Outpost;
+use crate::groups::Quarters;
 use crate::orders::Orders;
 
 /// Every sandbox that is known: it runs, or somebody listens for it.
@@ -30,6 +32,8 @@ struct Guest {
     life: Option<Life>,
     /// Where its monitor takes orders, once spawned.
     orders: Option<Rc<Orders>>,
+    /// Its control group.
+    quarters: Option<Arc<Quarters>>,
     listeners: HashMap<u32, Rc<UnixListener>>,
 }
 
@@ -68,11 +72,26 @@ impl Guests {
     }
 
     /// Notes the monitor of a prepared sandbox.
-    pub(super) fn started(&self, id: &str, life: Option<Life>, orders: Rc<Orders>) {
+    pub(super) fn started(&self, id: &str, life: Option<Life>, orders: Rc<Orders>, quarters: Arc<Quarters>) {
         let mut guests = self.by_id.borrow_mut();
         let guest = guests.entry(id.to_owned()).or_default();
         guest.life = life;
         guest.orders = Some(orders);
+        guest.quarters = Some(quarters);
+    }
+
+    /// Where the monitor of a sandbox lives.
+    pub(super) fn quarters(&self, id: &str) -> io::Result<Arc<Quarters>> {
+        let quarters = self.by_id.borrow().get(id).and_then(|guest| guest.quarters.clone());
+        quarters.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))
+    }
+
+    /// The process of a sandbox, where a monitor has made it.
+    pub(super) fn twin(&self, id: &str) -> Option<OwnedFd> {
+        match self.by_id.borrow().get(id)?.life.as_ref()? {
+            Life::Child(_) => None,
+            Life::Twin(process) => process.get_ref().try_clone().ok(),
+        }
     }
 
     /// Where the monitor of a sandbox takes orders.
@@ -81,9 +100,12 @@ impl Guests {
         orders.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no sandbox {id:?} runs")))
     }
 
-    /// Forgets a sandbox, its sockets and its files.
+    /// Forgets a sandbox, its sockets and its files; its control group goes as soon as its processes have.
     pub(super) fn ended(&self, id: &str) {
-        self.by_id.borrow_mut().remove(id);
+        let guest = self.by_id.borrow_mut().remove(id);
+        if let Some(quarters) = guest.and_then(|guest| guest.quarters).filter(|quarters| quarters.path().is_some()) {
+            tokio::task::spawn_local(async move { quarters.clear().await });
+        }
         // What is left in it cannot be reached by anybody; the next sandbox of that name would find it in its way.
         let _ = fs::remove_dir_all(Path::new(RUN_DIR).join(id));
     }
@@ -192,7 +214,7 @@ mod tests {
     async fn sandbox_that_does_not_run_cannot_be_signalled() {
         let guests = Guests::default();
         assert_eq!(guests.signal("a", 9).unwrap_err().kind(), io::ErrorKind::NotFound);
-        guests.started("a", Some(Life::Child(std::process::id())), orders());
+        guests.started("a", Some(Life::Child(std::process::id())), orders(), Quarters::none());
         assert_eq!(guests.signal("a", 0xffff).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
@@ -208,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn monitors_are_no_orphans() {
         let guests = Guests::default();
-        guests.started("a", Some(Life::Child(7)), orders());
+        guests.started("a", Some(Life::Child(7)), orders(), Quarters::none());
         assert!(guests.is_monitor(Pid::from_raw(7).unwrap()) && !guests.is_monitor(Pid::from_raw(8).unwrap()));
         guests.ended("a");
         assert!(!guests.is_monitor(Pid::from_raw(7).unwrap()));
@@ -217,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn running_sandbox_is_not_prepared_twice() {
         let guests = Guests::default();
-        guests.started("a", Some(Life::Child(1)), orders());
+        guests.started("a", Some(Life::Child(1)), orders(), Quarters::none());
         assert_eq!(guests.prepare("a").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -29,6 +29,8 @@ const HOLD_TIMEOUT: Duration = Duration::from_secs(60);
 struct Outpost {
     token: String,
     guests: Guests,
+    /// Who makes a fork has it.
+    births: tokio::sync::Mutex<()>,
     /// Somebody holds this machine.
     held: Notify,
     /// Nobody holds it any more.
@@ -56,7 +58,13 @@ fn run() -> io::Result<()> {
     system::network_up("eth0", Ipv4Addr::new(10, 0, 2, 15))?;
     std::fs::create_dir_all(RUN_DIR)?;
     let token = read_token(&std::fs::read_to_string("/proc/cmdline")?)?;
-    let outpost = Rc::new(Outpost { token, guests: Guests::default(), held: Notify::new(), released: Notify::new() });
+    let outpost = Rc::new(Outpost {
+        token,
+        guests: Guests::default(),
+        births: tokio::sync::Mutex::default(),
+        held: Notify::new(),
+        released: Notify::new(),
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, listen(outpost))
 }

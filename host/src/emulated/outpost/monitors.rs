@@ -11,6 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,6 +27,7 @@ use super::Outpost;
 use super::guests::Life;
 use super::serve::Reader;
 use crate::doorman;
+use crate::groups::{Allowance, Quarters};
 use crate::orders::{self, Answer, Far, Near, Order, OrderError, Orders, PROMPT, SAVING};
 
 /// How long a monitor may take to end when it has been told to; in an emulated machine that is busy.
@@ -45,14 +47,19 @@ async fn hold(orders: Rc<Orders>, mut reader: Reader) {
 pub(super) async fn spawn(
     id: &str,
     config: &Value,
+    allowance: Allowance,
     reader: Reader,
     writer: &mut OwnedWriteHalf,
     outpost: &Outpost,
 ) -> io::Result<()> {
     outpost.guests.prepare(id)?;
+    let quarters = Quarters::make(allowance).map_err(io::Error::other).inspect_err(|_| outpost.guests.ended(id))?;
     let (child, orders) = start(&mut Command::new(MONITOR)).inspect_err(|_| outpost.guests.ended(id))?;
     // Before anything is waited for: its end must never look like an orphan's.
-    outpost.guests.started(id, child.id().map(Life::Child), Rc::clone(&orders));
+    outpost.guests.started(id, child.id().map(Life::Child), Rc::clone(&orders), Arc::clone(&quarters));
+    if let Some(pid) = child.id() {
+        quarters.take_in(pid).map_err(io::Error::other).inspect_err(|_| outpost.guests.ended(id))?;
+    }
     // A monitor that refuses its configuration may have ended already; its own words say why.
     let _ = orders.configure(&format!("{config}\n"));
     let _ = writer.write_all(b"OK\n").await;
@@ -109,14 +116,21 @@ pub(super) async fn freeze(
     outpost.guests.prepare(resident)?;
     let frozen = async {
         let (near, far) = orders::streams()?;
-        match give(outpost, id, &Order::Freeze {}, &far.descriptors()).await? {
-            (Answer::Frozen { pause }, process) => Ok((process, near, serde_json::to_string(&pause)?)),
-            (other, _) => Err(unexpected(&other)),
-        }
+        let maker = outpost.guests.quarters(id)?;
+        maker.grow();
+        let (process, pause) = match give(outpost, id, &Order::Freeze {}, &far.descriptors()).await? {
+            (Answer::Frozen { pause }, process) => (process, serde_json::to_string(&pause)?),
+            (other, _) => return Err(unexpected(&other)),
+        };
+        // Out of its maker's group, which goes with its maker.
+        let quarters = maker.of_copy();
+        let known = process.as_ref().and_then(|process| process.try_clone().ok());
+        quarters.prepare(known).map_err(io::Error::other)?;
+        Ok((process, near, pause, quarters))
     };
-    let (process, near, answer) = frozen.await.inspect_err(|_| outpost.guests.ended(resident))?;
+    let (process, near, answer, quarters) = frozen.await.inspect_err(|_| outpost.guests.ended(resident))?;
     let _ = writer.write_all(format!("OK\n{answer}\n").as_bytes()).await;
-    follow(resident, process, near, reader, writer, outpost).await
+    follow((resident, quarters), process, near, reader, writer, outpost).await
 }
 
 /// Has a resident make a VM; the conversation is the VM's.
@@ -129,12 +143,19 @@ pub(super) async fn fork(
 ) -> io::Result<()> {
     outpost.guests.prepare(id)?;
     let made = make_fork(resident, id, outpost).await.inspect_err(|_| outpost.guests.ended(id));
-    let (process, near) = made?;
+    let (process, near, quarters) = made?;
     let _ = writer.write_all(b"OK\n").await;
-    follow(id, process, near, reader, writer, outpost).await
+    follow((id, quarters), process, near, reader, writer, outpost).await
 }
 
-async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<(Option<OwnedFd>, Near)> {
+type Made = (Option<OwnedFd>, Near, Arc<Quarters>);
+
+async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<Made> {
+    // Each is born where the resident is: one at a time.
+    let _turn = outpost.births.lock().await;
+    let quarters = outpost.guests.quarters(resident)?;
+    let settle = || quarters.prepare(outpost.guests.twin(resident)).map_err(io::Error::other);
+    settle()?;
     let uds = socket(id);
     let listener = UnixListener::bind(&uds)?;
     let (near, far): (Near, Far) = orders::streams()?;
@@ -142,7 +163,10 @@ async fn make_fork(resident: &str, id: &str, outpost: &Outpost) -> io::Result<(O
     let [control, events, stderr] = far.descriptors();
     let order = Order::Fork { uds: uds.into() };
     match give(outpost, resident, &order, &[control, events, stderr, listener.as_fd(), line.as_fd()]).await? {
-        (Answer::Forked {}, process) => Ok((process, near)),
+        (Answer::Forked {}, process) => {
+            let born_in = quarters.hand_over();
+            settle().map(|()| (process, near, born_in))
+        }
         (other, _) => Err(unexpected(&other)),
     }
 }
@@ -183,7 +207,7 @@ fn unexpected(answer: &Answer) -> io::Error {
 
 /// Passes the output of a process on that a monitor has made, until it is gone.
 async fn follow(
-    id: &str,
+    (id, quarters): (&str, Arc<Quarters>),
     process: Option<OwnedFd>,
     near: Near,
     reader: Reader,
@@ -192,7 +216,7 @@ async fn follow(
 ) -> io::Result<()> {
     let orders = Rc::new(near.orders);
     let process = process.map(|process| orders::watched(process, Interest::READABLE)).transpose()?.map(Rc::new);
-    outpost.guests.started(id, process.clone().map(Life::Twin), Rc::clone(&orders));
+    outpost.guests.started(id, process.clone().map(Life::Twin), Rc::clone(&orders), quarters);
     let lifeline = tokio::task::spawn_local(hold(orders, reader));
     pass_output(Some(near.events), Some(near.stderr), writer).await;
     if let Some(process) = process {

@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::super::qemu::line;
 use super::super::wire::{MAX_REQUEST_BYTES, Op, Request, socket};
 use super::{Outpost, monitors};
+use crate::groups::Usage;
 
 /// How long a request line may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,7 +52,12 @@ async fn read_request(reader: &mut (impl AsyncBufRead + Unpin), token: &str) -> 
 async fn perform(op: Op, reader: Reader, writer: &mut OwnedWriteHalf, outpost: &Outpost) -> io::Result<()> {
     match op {
         Op::Hold => hold(reader, writer, outpost).await,
-        Op::Spawn { id, config } => monitors::spawn(&id, &config, reader, writer, outpost).await,
+        Op::Spawn { id, config, allowance } => monitors::spawn(&id, &config, allowance, reader, writer, outpost).await,
+        Op::Usage { id } => {
+            let path = outpost.guests.quarters(&id)?.path();
+            let usage = serde_json::to_string(&path.and_then(|path| Usage::of(&path)))?;
+            writer.write_all(format!("OK\n{usage}\n").as_bytes()).await
+        }
         Op::Freeze { id, resident } => monitors::freeze(&id, &resident, reader, writer, outpost).await,
         Op::Fork { resident, id } => monitors::fork(&resident, &id, reader, writer, outpost).await,
         Op::Save { resident, layers } => monitors::save(&resident, layers, writer, outpost).await,

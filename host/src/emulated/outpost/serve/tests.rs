@@ -13,6 +13,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let outpost = Rc::new(Outpost {
+        births: tokio::sync::Mutex::default(),
         token: "secret".into(),
         guests: Guests::default(),
         held: Notify::new(),
@@ -63,7 +64,8 @@ fn endless_request_line_is_refused_at_the_limit() {
 #[test]
 fn nothing_is_done_without_the_token() {
     assert_eq!(answer(b"{\"token\":\"secre\",\"op\":\"hold\"}\n"), "ERR wrong token\n");
-    assert_eq!(answer(b"{\"token\":\"\",\"op\":\"spawn\",\"id\":\"a\",\"config\":{}}\n"), "ERR wrong token\n");
+    let spawn = r#"{"token":"","op":"spawn","id":"a","config":{},"allowance":{"memory_mib":1,"cpus":1}}"#;
+    assert_eq!(answer(format!("{spawn}\n").as_bytes()), "ERR wrong token\n");
 }
 
 #[test]
