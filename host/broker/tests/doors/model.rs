@@ -386,5 +386,5 @@ async fn without_a_model_in_the_policy_nothing_is_asked() {
     let said = world.say(Door::Model, call("/v1/messages", BODY)).await;
     assert!(said.starts_with("HTTP/1.1 403") && said.contains("none"), "{said}");
     let said = all(&mut world.open(Door::Peer)).await;
-    assert_eq!(said, "");
+    assert!(said.contains("refused") && said.contains("no peers"), "{said}");
 }
