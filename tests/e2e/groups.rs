@@ -137,20 +137,17 @@ fn groups_of_a_killed_midge_are_removed_by_the_next(context: &Context) {
     context.assert_nothing_left();
 }
 
-pub(crate) fn small() -> Builder {
+fn small() -> Builder {
     Sandbox::builder().mem_mib(128).disk_mib(64)
 }
 
-/// A template in memory, once for each share of the machine that its forks may have.
-pub(crate) async fn held<const N: usize>(shares: [Share; N]) -> [Held; N] {
-    let name = name("noise");
+/// A template in memory.
+async fn held() -> Held {
+    let name = name("groups");
     let template = Template::create(&name, small(), Plan::default()).await.expect("is made");
-    let mut all = Vec::new();
-    for share in shares {
-        all.push(template.hold_at(Where::Auto.sharing(share), false).await.expect("comes up"));
-    }
+    let held = template.hold_at(Where::Auto, false).await.expect("comes up");
     Template::remove(&name).expect("goes");
-    all.try_into().expect("as many")
+    held
 }
 
 async fn usage(sandbox: &Sandbox) -> Usage {
@@ -158,7 +155,7 @@ async fn usage(sandbox: &Sandbox) -> Usage {
 }
 
 /// Waits until as many groups are beside that of `sandbox`.
-pub(crate) async fn settles(sandbox: &Sandbox, beside: usize) {
+async fn settles(sandbox: &Sandbox, beside: usize) {
     for _ in 0..200 {
         if usage(sandbox).await.beside == beside {
             return;
@@ -177,7 +174,7 @@ pub(crate) async fn grouped() {
         assert!(before.processes.is_some_and(|count| (3..40).contains(&count)), "{before:?}");
         assert!(before.memory_bytes.is_some_and(|bytes| bytes > 1 << 20), "{before:?}");
     }
-    let [held] = held([Share::default()]).await;
+    let held = held().await;
     let mut paths = vec![before.path.clone()];
     let mut forks = Vec::new();
     for _ in 0..3 {

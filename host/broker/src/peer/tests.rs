@@ -100,6 +100,13 @@ struct Guest {
 }
 
 impl Guest {
+    /// A tunnel to port 80 of `b`, which is open.
+    async fn tunnel_to_b(sandbox: &Sandbox) -> Self {
+        let mut guest = Self::opens(sandbox, json!({"open": "tunnel", "to": "b", "port": 80})).await;
+        assert_eq!(guest.hears().await, PeerEvent::Opened);
+        guest
+    }
+
     async fn opens(sandbox: &Sandbox, open: Value) -> Self {
         let (guest, host) = tokio::io::duplex(1 << 16);
         let door = Arc::clone(&sandbox.door);
@@ -241,8 +248,7 @@ async fn tunnel_carries_bytes_both_ways_and_half_closes() {
     let street = Street::new();
     let a = sandbox(&street, "a", &names("b", "ports = [80]"));
     let b = sandbox(&street, "b", &names("a", "messages = true"));
-    let mut guest = Guest::opens(&a, json!({"open": "tunnel", "to": "b", "port": 80})).await;
-    assert_eq!(guest.hears().await, PeerEvent::Opened);
+    let mut guest = Guest::tunnel_to_b(&a).await;
     let mut far = b.ports.accepted.lock().unwrap().pop().unwrap();
     guest.stream.write_all(b"request").await.unwrap();
     guest.stream.shutdown().await.unwrap();
@@ -290,8 +296,7 @@ async fn narrower_policies_end_tunnels_at_once() {
         let street = Street::new();
         let a = sandbox(&street, "a", &names("b", "ports = [80]"));
         let b = sandbox(&street, "b", &names("a", "messages = true"));
-        let mut guest = Guest::opens(&a, json!({"open": "tunnel", "to": "b", "port": 80})).await;
-        assert_eq!(guest.hears().await, PeerEvent::Opened);
+        let mut guest = Guest::tunnel_to_b(&a).await;
         let changed = if narrows == "a" { &a } else { &b };
         changed.policy.send_replace(policy(""));
         let mut rest = Vec::new();
@@ -310,8 +315,7 @@ async fn sandbox_that_is_gone_is_gone() {
     let street = Street::new();
     let a = sandbox(&street, "a", &names("b", "ports = [80]\nmessages = true"));
     let b = sandbox(&street, "b", &names("a", "messages = true"));
-    let mut tunnel = Guest::opens(&a, json!({"open": "tunnel", "to": "b", "port": 80})).await;
-    assert_eq!(tunnel.hears().await, PeerEvent::Opened);
+    let mut tunnel = Guest::tunnel_to_b(&a).await;
     b.ends().await;
     let mut rest = Vec::new();
     tunnel.stream.read_to_end(&mut rest).await.unwrap();
@@ -457,8 +461,7 @@ async fn what_was_said_before_an_end_arrives() {
     let street = Street::new();
     let a = sandbox(&street, "a", &names("b", "ports = [80]"));
     let b = sandbox(&street, "b", &names("a", "messages = true"));
-    let mut guest = Guest::opens(&a, json!({"open": "tunnel", "to": "b", "port": 80})).await;
-    assert_eq!(guest.hears().await, PeerEvent::Opened);
+    let mut guest = Guest::tunnel_to_b(&a).await;
     let mut far = b.ports.accepted.lock().unwrap().pop().unwrap();
     // More than the guest's end holds, and then no end of it but its process'.
     far.write_all(&[7; 100_000]).await.unwrap();
