@@ -18,6 +18,7 @@ use crate::library::inside;
 crate::tests!("damage":
     NativeGuest template_of_another_version_is_refused_by_the_command_line,
     NativeGuest damaged_template_is_refused_by_name,
+    Guest template_made_anew_is_the_new_one,
     Guest template_is_removed_while_its_forks_run,
 );
 
@@ -35,6 +36,23 @@ fn template_of_another_version_is_refused_by_the_command_line(context: &Context)
     }
     run().code(0).out("whole\n");
     context.midge(["template", "remove", &name]).run().code(0);
+    context.assert_nothing_left();
+}
+
+/// Also where an emulated host has read of the old one: these tests share theirs.
+fn template_made_anew_is_the_new_one(context: &Context) {
+    let name = format!("{}-{}", name("anew"), context.scaled("native", "emulated"));
+    let limit = Duration::from_secs(300);
+    for generation in ["old", "new"] {
+        let fill =
+            format!("head -c 4M /dev/zero | tr '\\0' {} > /opt/fill; echo {generation} > /opt/which", &generation[..1]);
+        let create = ["template", "create", &name, "--mem", "128", "--disk", "64", "--setup", &fill];
+        context.midge(create).limit(limit).run().code(0);
+        let look = "cat /opt/which; head -c 3 /opt/fill; echo";
+        let run = context.midge(["run", "--template", &name, "--", "sh", "-c", look]).limit(limit).run();
+        run.code(0).out(&format!("{generation}\n{}\n", generation[..1].repeat(3)));
+        context.midge(["template", "remove", &name]).run().code(0);
+    }
     context.assert_nothing_left();
 }
 
@@ -77,8 +95,18 @@ impl Place {
         Self(Cache::open().expect("the cache of these tests").root().join("templates").join(name))
     }
 
-    fn damage(&self, file: &str, damage: Damage) -> Kept {
-        let (path, kept) = (self.0.join(file), self.0.join("kept"));
+    /// The file whose name begins with `name`; what follows after a `-` is the template's own.
+    fn file(&self, name: &str) -> PathBuf {
+        let files = std::fs::read_dir(&self.0).expect("it is there").map(|entry| entry.expect("readable").path());
+        let is_it = |path: &PathBuf| {
+            let file = path.file_name().and_then(|file| file.to_str()).expect("text");
+            file == name || file.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+        };
+        files.into_iter().find(is_it).expect("it has such a file")
+    }
+
+    fn damage(&self, name: &str, damage: Damage) -> Kept {
+        let (path, kept) = (self.file(name), self.0.join("kept"));
         std::fs::rename(&path, &kept).expect("it is there");
         match damage {
             Damage::Bytes(change) => {

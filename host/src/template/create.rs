@@ -97,6 +97,7 @@ impl Template {
         let record = Record {
             version: VERSION,
             name: name.to_owned(),
+            id: String::new(),
             made_s,
             place: place.name().to_owned(),
             agent_version: made.agent_version().to_owned(),

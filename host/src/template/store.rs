@@ -3,7 +3,8 @@
 //!
 //! A template is put together in a staging directory and appears under its name whole, by a rename; it never changes
 //! afterwards. What it stands on (the image, the empty disk) is named by path and known by length and time; so is what it
-//! brings along (the packed workspace), by a path relative to its directory.
+//! brings along (the packed workspace), by a path relative to its directory. What a guest's machine reads has a name that no
+//! other template's file has: an emulated host keeps what it has read of a path, also when a template is made anew.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,16 +17,17 @@ use crate::cache::{Cache, CacheError};
 use crate::error::chain;
 use crate::monitor::{Restore, SnapshotFiles, VmmConfig};
 use crate::orders::Pause;
+use crate::run_dir::new_id;
 use crate::workspace::{Manifest, StoredError};
 
 /// Version of the record; another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest name, in characters.
 pub const NAME_MAX: usize = 64;
 const RECORD: &str = "template.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
-const WORKSPACE_IMAGE: &str = "workspace.erofs";
+const WORKSPACE: &str = "workspace";
 const WORKSPACE_MANIFEST: &str = "workspace.manifest";
 
 /// Why a template cannot be had.
@@ -115,6 +117,8 @@ pub struct Record {
     pub version: u32,
     /// Its name.
     pub name: String,
+    /// What the names of its files end with.
+    pub id: String,
     /// When it was made, in seconds since 1970.
     pub made_s: u64,
     /// Where: `native` or `emulated`.
@@ -191,6 +195,9 @@ impl Store {
         if record.version != VERSION {
             return Err(damaged(format!("it has version {}, this program reads {VERSION}", record.version)));
         }
+        if !is_plain(&record.id) {
+            return Err(damaged(format!("its id is {:?}; accepted: letters and digits", record.id)));
+        }
         Ok(record)
     }
 
@@ -237,7 +244,7 @@ impl Store {
         if into.exists() {
             return Err(StoreError::Exists { name: name.to_owned() });
         }
-        Ok(Draft { staging: self.cache.stage()?, into })
+        Ok(Draft { staging: self.cache.stage()?, id: new_id(), into })
     }
 
     /// The machine of a template with its files named, for a VM or, with `resident`, a process that makes VMs of it.
@@ -254,7 +261,7 @@ impl Store {
                 return Err(changed("has changed since".to_owned()));
             }
         }
-        Ok(machine(&dir, record, resident))
+        Ok(machine(&dir, &record.id, record, resident))
     }
 
     /// What was packed for the workspace of a template, if it has one.
@@ -266,15 +273,20 @@ impl Store {
             return Ok(None);
         }
         let dir = self.path(&record.name)?;
-        let loaded = Manifest::load(&dir.join(WORKSPACE_MANIFEST), &dir.join(WORKSPACE_IMAGE));
+        let loaded = Manifest::load(&dir.join(WORKSPACE_MANIFEST), &workspace_image(&dir, &record.id));
         let damaged = |error| StoreError::Damaged { name: record.name.clone(), problem: chain(&error) };
         loaded.map(Some).map_err(damaged)
     }
 }
 
+/// Whether an id is nothing but a part of a name.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.len() <= NAME_MAX && id.chars().all(|c| c.is_ascii_alphanumeric())
+}
+
 /// The machine of a template whose files lie in `dir`.
-fn machine(dir: &Path, record: &Record, resident: bool) -> VmmConfig {
-    let SnapshotFiles { state, memory, layers } = files(dir, &record.config);
+fn machine(dir: &Path, id: &str, record: &Record, resident: bool) -> VmmConfig {
+    let SnapshotFiles { state, memory, layers } = files(dir, id, &record.config);
     let mut layers = layers.into_iter();
     let layers = record.config.disks.iter().map(|disk| if disk.is_writable() { layers.next() } else { None }).collect();
     let restore = Restore { state, memory, layers, resident, working_set: record.working_set.clone() };
@@ -284,16 +296,23 @@ fn machine(dir: &Path, record: &Record, resident: bool) -> VmmConfig {
 }
 
 /// The files of a snapshot of such a machine in `dir`.
-fn files(dir: &Path, config: &VmmConfig) -> SnapshotFiles {
+fn files(dir: &Path, id: &str, config: &VmmConfig) -> SnapshotFiles {
     let count = config.disks.iter().filter(|disk| disk.is_writable()).count();
-    let layers = (0..count).map(|index| dir.join(format!("layer{index}"))).collect();
-    SnapshotFiles { state: dir.join(STATE), memory: dir.join(MEMORY), layers }
+    let file = |name: &str| dir.join(format!("{name}-{id}"));
+    let layers = (0..count).map(|index| file(&format!("layer{index}"))).collect();
+    SnapshotFiles { state: file(STATE), memory: file(MEMORY), layers }
+}
+
+/// The packed workspace in `dir`.
+fn workspace_image(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{WORKSPACE}-{id}.erofs"))
 }
 
 /// A template that is being put together; gone when it is dropped.
 #[derive(Debug)]
 pub struct Draft {
     staging: crate::cache::Staging,
+    id: String,
     into: PathBuf,
 }
 
@@ -301,19 +320,19 @@ impl Draft {
     /// Where the snapshot goes.
     #[must_use]
     pub fn files(&self, config: &VmmConfig) -> SnapshotFiles {
-        files(self.staging.path(), config)
+        files(self.staging.path(), &self.id, config)
     }
 
     /// The machine of `record` as it is in the draft.
     #[must_use]
     pub fn config(&self, record: &Record) -> VmmConfig {
-        machine(self.staging.path(), record, false)
+        machine(self.staging.path(), &self.id, record, false)
     }
 
     /// Where the packed workspace goes.
     #[must_use]
     pub fn workspace_image(&self) -> PathBuf {
-        self.staging.path().join(WORKSPACE_IMAGE)
+        workspace_image(self.staging.path(), &self.id)
     }
 
     /// Keeps what was packed into [`Draft::workspace_image`].
@@ -324,12 +343,14 @@ impl Draft {
         manifest.save(&self.staging.path().join(WORKSPACE_MANIFEST)).map_err(StoreError::Workspace)
     }
 
-    /// Lets it appear under its name. `record` is completed by what it stands on; what lies beside it is named relative to it.
+    /// Lets it appear under its name. `record` is completed by its id and by what it stands on; what lies beside it is named
+    /// relative to it.
     ///
     /// # Errors
     /// [`StoreError::Exists`] when another one was faster, [`StoreError::Io`].
     pub fn publish(self, mut record: Record) -> Result<Record, StoreError> {
         let dir = self.staging.path();
+        record.id.clone_from(&self.id);
         for disk in &mut record.config.disks {
             disk.path = disk.path.strip_prefix(dir).unwrap_or(&disk.path).to_owned();
         }

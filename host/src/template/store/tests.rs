@@ -46,6 +46,7 @@ impl Rig {
         Record {
             version: VERSION,
             name: name.to_owned(),
+            id: String::new(),
             made_s: 5,
             place: "native".into(),
             agent_version: "0".into(),
@@ -93,10 +94,26 @@ fn the_machine_is_named_with_its_files() {
     let config = rig.store.config(&record, true).unwrap();
     let restore = config.restore.unwrap();
     assert!(config.kernel.is_none() && config.initramfs.is_none() && restore.resident);
-    assert!(restore.state.ends_with("one/state") && restore.memory.ends_with("one/memory"));
-    assert!(restore.layers[0].is_none());
+    let file = |name: &str| rig.store.path("one").unwrap().join(format!("{name}-{}", record.id));
+    assert_eq!((restore.state, restore.memory), (file("state"), file("memory")));
+    assert_eq!(restore.layers, [None, Some(file("layer0"))]);
     assert_eq!(restore.working_set, [(4096, 8192)]);
-    assert!(restore.layers[1].as_ref().unwrap().ends_with("one/layer0"));
+}
+
+#[test]
+fn a_template_made_anew_has_no_file_name_of_the_old_one() {
+    let rig = rig();
+    let names = |record: &Record| {
+        let restore = rig.store.config(record, false).unwrap().restore.unwrap();
+        let disks = rig.store.config(record, false).unwrap().disks.into_iter().skip(2).map(|disk| Some(disk.path));
+        let all = [Some(restore.state), Some(restore.memory)].into_iter().chain(restore.layers).chain(disks);
+        all.flatten().collect::<Vec<_>>()
+    };
+    let old = names(&publish_with_workspace(&rig, "one"));
+    rig.store.remove("one").unwrap();
+    let new = names(&publish_with_workspace(&rig, "one"));
+    assert_eq!(old.len(), 4, "state, memory, a layer, the workspace: {old:?}");
+    assert!(old.iter().all(|path| !new.contains(path)), "{old:?} {new:?}");
 }
 
 #[test]
@@ -150,7 +167,13 @@ fn damaged_and_foreign_records_are_refused_and_left_out_of_lists() {
     rig.publish("one").unwrap();
     let path = rig.store.path("one").unwrap().join(RECORD);
     let text = fs::read_to_string(&path).unwrap();
-    for bad in ["", "{}", &text[..text.len() / 2], &text.replace("\"version\": 1", "\"version\": 9")] {
+    for bad in [
+        "",
+        "{}",
+        &text[..text.len() / 2],
+        &text.replace("\"version\": 2", "\"version\": 9"),
+        &text.replace("\"id\": \"", "\"id\": \"/"),
+    ] {
         fs::write(&path, bad).unwrap();
         assert!(matches!(rig.store.read("one"), Err(StoreError::Damaged { .. })), "{bad}");
         assert!(rig.store.list().unwrap().is_empty());
@@ -175,10 +198,10 @@ fn publish_with_workspace(rig: &Rig, name: &str) -> Record {
 fn a_workspace_is_the_templates_own_and_goes_with_it() {
     let rig = rig();
     let record = publish_with_workspace(&rig, "one");
-    assert_eq!(record.config.disks[2].path, Path::new(WORKSPACE_IMAGE));
+    assert_eq!(record.config.disks[2].path, workspace_image(Path::new(""), &record.id));
     let config = rig.store.config(&record, false).unwrap();
     let image = &config.disks[2].path;
-    assert_eq!(*image, rig.store.path("one").unwrap().join(WORKSPACE_IMAGE));
+    assert_eq!(*image, workspace_image(&rig.store.path("one").unwrap(), &record.id));
     assert!(config.disks[0].path.ends_with("base") && config.disks[0].path.is_absolute());
     fs::remove_dir_all(rig.dir.path().join("project")).unwrap();
     let manifest = rig.store.workspace(&record).unwrap().unwrap();
@@ -201,7 +224,7 @@ fn a_workspace_that_is_not_what_was_packed_is_refused_by_name() {
     assert!(text.contains("\"one\"") && text.contains("line 1") && text.contains("make it anew"), "{text}");
     fs::remove_file(dir.join(WORKSPACE_MANIFEST)).unwrap();
     assert!(refused().contains(WORKSPACE_MANIFEST));
-    fs::write(dir.join(WORKSPACE_IMAGE), "short").unwrap();
+    fs::write(workspace_image(&dir, &record.id), "short").unwrap();
     let text = rig.store.config(&record, false).unwrap_err().to_string();
-    assert!(text.contains(WORKSPACE_IMAGE) && text.contains("changed"), "{text}");
+    assert!(text.contains(&format!("workspace-{}.erofs", record.id)) && text.contains("changed"), "{text}");
 }
