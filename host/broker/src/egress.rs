@@ -21,14 +21,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use midge_policy::{HostName, Request, Scheme};
-use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ClientConfig;
 
 use crate::http::{Conn, Head, ReadError, Target};
 use crate::names::{Dial, Resolve};
 use crate::shared::Shared;
-use crate::stream::AnyStream;
+use crate::stream::{AnyStream, ReadHalf, WriteHalf, split};
 use crate::tls::Authority;
 
 use forward::Way;
@@ -57,8 +57,8 @@ pub(crate) struct EgressDoor {
 
 /// A guest's connection, in the clear, or inside TLS that was ended here.
 struct Guest {
-    conn: Conn<ReadHalf<AnyStream>>,
-    out: WriteHalf<AnyStream>,
+    conn: Conn<ReadHalf>,
+    out: WriteHalf,
 }
 
 /// Whom the requests of a connection are for.
@@ -71,7 +71,7 @@ enum Inside {
 
 impl Guest {
     fn new(stream: AnyStream, ahead: BytesMut) -> Self {
-        let (read, out) = tokio::io::split(stream);
+        let (read, out) = split(stream);
         Self { conn: Conn::new(read, ahead), out }
     }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a door is served on: any stream of bytes in both directions, and streams with bytes that were read ahead of them.
 
+mod halves;
+mod splice;
+
 use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,10 +15,16 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+pub(crate) use halves::{ReadHalf, WriteHalf, split, unsplit};
+pub(crate) use splice::Splice;
+
 /// A connection, whatever carries it. Dropping it closes both directions; `poll_shutdown` closes the writing one only.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// The socket that it is, if it is one and nothing else: between two of them bytes can be moved by the kernel.
     fn socket(&self) -> Option<Socket<'_>>;
+
+    /// The stream without what it can do, to be taken for the socket that it is.
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {
@@ -23,6 +32,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {
         let any: &dyn Any = self;
         let tcp = any.downcast_ref::<TcpStream>().map(Socket::Tcp);
         tcp.or_else(|| any.downcast_ref::<UnixStream>().map(Socket::Unix))
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
     }
 }
 

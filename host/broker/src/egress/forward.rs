@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use midge_policy::{HostName, Request, Scheme};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -18,13 +18,15 @@ use super::admit::Pass;
 use super::refuse::Refused;
 use super::{EgressDoor, Guest};
 use crate::http::{BadHead, Conn, Decoder, Framing, Head, ReadError, ResponseHead, end_chunk, put_chunk};
-use crate::stream::AnyStream;
+use crate::stream::{AnyStream, ReadHalf, Socket, Splice, WriteHalf, split};
 use crate::veil::{Veil, Veiled};
 
 /// How long a server may take until it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long either side may be silent inside a body.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A body with less left than this, in bytes, is not worth a pipe.
+const SPLICED_MIN_BYTES: u64 = 256 << 10;
 /// How long TLS may take to be agreed on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Most interim answers (1xx) to one request; they are dropped.
@@ -40,8 +42,8 @@ struct Server {
     host: HostName,
     port: u16,
     address: IpAddr,
-    conn: Conn<ReadHalf<AnyStream>>,
-    out: WriteHalf<AnyStream>,
+    conn: Conn<ReadHalf>,
+    out: WriteHalf,
     used: bool,
 }
 
@@ -169,7 +171,7 @@ impl EgressDoor {
         if request.scheme == Scheme::Https {
             stream = self.secure(stream, &request.host).await?;
         }
-        let (read, out) = tokio::io::split(stream);
+        let (read, out) = split(stream);
         let address = pass.addresses.first().copied();
         let address = address.ok_or_else(|| Refused::limit(502, None, "the server has no address"))?;
         let (host, conn) = (request.host.clone(), Conn::new(read, BytesMut::new()));
@@ -255,8 +257,8 @@ const GONE: &str = "the server closed the connection without an answer";
 
 /// The guest's body, piece by piece. [`Trouble::Tell`]: the server takes no more; [`Trouble::Cut`]: the guest gives no more.
 async fn send_body(
-    from: &mut Conn<ReadHalf<AnyStream>>,
-    to: &mut WriteHalf<AnyStream>,
+    from: &mut Conn<ReadHalf>,
+    to: &mut WriteHalf,
     framing: Framing,
     pass: &Pass,
     sent: &mut u64,
@@ -290,11 +292,7 @@ struct Back<'a> {
 
 impl Back<'_> {
     /// Passes the answer on; whether both connections can be used again.
-    async fn answer(
-        &mut self,
-        from: &mut Conn<ReadHalf<AnyStream>>,
-        to: &mut WriteHalf<AnyStream>,
-    ) -> Result<bool, Trouble> {
+    async fn answer(&mut self, from: &mut Conn<ReadHalf>, to: &mut WriteHalf) -> Result<bool, Trouble> {
         let mut head = self.head(from).await?;
         for value in head.headers.values_mut() {
             self.veil.cover(value);
@@ -302,15 +300,21 @@ impl Back<'_> {
         *self.status = Some(head.status);
         let close = self.close || head.framing == Framing::UntilClose;
         let raw = head.to_guest(close);
-        self.count(raw.len()).map_err(Trouble::Cut)?;
+        self.count(raw.len() as u64).map_err(Trouble::Cut)?;
         say(to, &[&raw]).await.map_err(Trouble::Cut)?;
         let chunked = head.framing == Framing::Chunked;
         let (mut decoder, mut veiled) = (Decoder::new(head.framing), Veiled::new(self.veil.clone()));
         loop {
+            if from.is_drained()
+                && self.veil.is_empty()
+                && let (Some(from), Some(to)) = (from.io().socket(), to.socket())
+            {
+                self.spliced((from, to), &mut decoder).await.map_err(Trouble::Cut)?;
+            }
             let piece = tokio::time::timeout(IDLE_TIMEOUT, from.piece(&mut decoder)).await;
             let piece = piece.map_err(|late| Trouble::Cut(late.into()))?;
             let Some(piece) = piece.map_err(|error| Trouble::Cut(io::Error::other(error)))? else { break };
-            self.count(piece.len()).map_err(Trouble::Cut)?;
+            self.count(piece.len() as u64).map_err(Trouble::Cut)?;
             say_piece(to, &veiled.push(piece), chunked).await.map_err(Trouble::Cut)?;
         }
         say_piece(to, &veiled.end(), chunked).await.map_err(Trouble::Cut)?;
@@ -321,8 +325,25 @@ impl Back<'_> {
         Ok(!head.close && !close && from.is_drained())
     }
 
+    /// What is left of a long body passes from socket to socket in the kernel.
+    async fn spliced(&mut self, way: (Socket<'_>, Socket<'_>), decoder: &mut Decoder) -> io::Result<()> {
+        if decoder.as_is_bytes() < SPLICED_MIN_BYTES {
+            return Ok(());
+        }
+        let mut splice = Splice::new()?;
+        while decoder.as_is_bytes() > 0 {
+            let pass = splice.pass(way, decoder.as_is_bytes(), |bytes| self.count(bytes));
+            let bytes = tokio::time::timeout(IDLE_TIMEOUT, pass).await??;
+            if bytes == 0 {
+                return decoder.end().map_err(io::Error::other);
+            }
+            decoder.skip(bytes);
+        }
+        Ok(())
+    }
+
     /// The head of the final answer.
-    async fn head(&self, from: &mut Conn<ReadHalf<AnyStream>>) -> Result<ResponseHead, Trouble> {
+    async fn head(&self, from: &mut Conn<ReadHalf>) -> Result<ResponseHead, Trouble> {
         let bad =
             |why: BadHead| Trouble::Tell(Refused::limit(502, None, format!("the server's answer is refused: {why}")));
         for _ in 0..=INTERIM_MAX {
@@ -350,9 +371,9 @@ impl Back<'_> {
         Err(Trouble::Tell(Refused::limit(502, None, "the server sends interim answers without end")))
     }
 
-    fn count(&mut self, bytes: usize) -> io::Result<()> {
-        *self.received += bytes as u64;
-        self.pass.charge(bytes as u64)
+    fn count(&mut self, bytes: u64) -> io::Result<()> {
+        *self.received += bytes;
+        self.pass.charge(bytes)
     }
 }
 

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::net::Shutdown;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::io::AsyncWriteExt as _;
 
 use super::admit::Pass;
-use crate::stream::{AnyStream, Socket, pass_on};
+use crate::stream::{AnyStream, Socket, Splice, pass_on};
 
-/// Bytes that are moved at once.
+/// Bytes that are moved at once by way of this process.
 const BUFFER_BYTES: usize = 256 << 10;
 /// How long a tunnel may be silent in both directions.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -58,25 +57,17 @@ async fn both_ways(
     tokio::try_join!(there, back).map(|_| ())
 }
 
-/// One way between two sockets: through a pipe, in the kernel.
+/// One way between two sockets: in the kernel.
 async fn spliced(from: Socket<'_>, to: Socket<'_>, moved: &AtomicU64, pass: &Pass) -> io::Result<()> {
-    let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // A smaller one will do: no more is taken than it holds.
-    let _ = fcntl_setpipe_size(&into, BUFFER_BYTES);
-    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    let mut splice = Splice::new()?;
     loop {
-        let taken = from.when(Interest::READABLE, || Ok(splice(from, None, &into, None, BUFFER_BYTES, flags)?)).await?;
-        if taken == 0 {
+        let bytes = splice.pass((from, to), u64::MAX, |bytes| pass.charge(bytes)).await?;
+        if bytes == 0 {
             // The other side may have closed already; what it still says is read on.
             let _ = rustix::net::shutdown(to, Shutdown::Write);
             return Ok(());
         }
-        pass.charge(taken as u64)?;
-        let mut left = taken;
-        while left > 0 {
-            left -= to.when(Interest::WRITABLE, || Ok(splice(&out, None, to, None, left, flags)?)).await?;
-        }
-        moved.fetch_add(taken as u64, Ordering::Relaxed);
+        moved.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -15,7 +15,7 @@ use super::refuse::Refused;
 use super::relay::relay;
 use super::{EgressDoor, Guest, Inside};
 use crate::http::{Head, Target};
-use crate::stream::{AnyStream, Later, Rewound};
+use crate::stream::{AnyStream, Later, Rewound, unsplit};
 use crate::tls::{Hello, Sniff, sniff};
 
 /// How long a hello may take.
@@ -70,7 +70,7 @@ impl EgressDoor {
         }
         guest.out.write_all(ESTABLISHED).await?;
         guest.out.flush().await?;
-        let (mut stream, mut ahead) = guest.into_stream();
+        let (mut stream, mut ahead) = guest.into_stream()?;
         if verdict == Rules::Deny
             && let Some((pass, server)) = server
         {
@@ -172,9 +172,9 @@ impl EgressDoor {
 
 impl Guest {
     /// The connection in one piece, with what was read ahead of it.
-    fn into_stream(self) -> (AnyStream, BytesMut) {
+    fn into_stream(self) -> io::Result<(AnyStream, BytesMut)> {
         let (read, ahead) = self.conn.into_parts();
-        (read.unsplit(self.out), ahead)
+        Ok((unsplit(read, self.out)?, ahead))
     }
 }
 

@@ -79,6 +79,11 @@ impl<R: AsyncRead + Unpin> Conn<R> {
         }
     }
 
+    /// What is read from.
+    pub(crate) fn io(&self) -> &R {
+        &self.io
+    }
+
     /// Whether nothing has been read ahead.
     pub(crate) fn is_drained(&self) -> bool {
         self.buffer.is_empty()

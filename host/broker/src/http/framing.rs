@@ -161,6 +161,21 @@ impl Decoder {
         }
     }
 
+    /// How many bytes follow that are the body's as they are; 0 where it is in chunks, over, or of a length that nobody knows.
+    pub(crate) fn as_is_bytes(&self) -> u64 {
+        match self.0 {
+            State::Fixed(left) => left,
+            _ => 0,
+        }
+    }
+
+    /// So many of [`Decoder::as_is_bytes`] took another way.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        if let State::Fixed(left) = self.0 {
+            self.0 = if bytes < left { State::Fixed(left - bytes) } else { State::Done };
+        }
+    }
+
     /// The sender has closed.
     ///
     /// # Errors

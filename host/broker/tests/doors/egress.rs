@@ -307,3 +307,63 @@ async fn a_narrowed_policy_ends_what_is_open_at_once() {
     assert!(world.get(&format!("http://{host}/")).await.starts_with("HTTP/1.1 403"));
     world.entries("narrowed", 1).await;
 }
+
+/// A door's connection that is a socket of the host, as a monitor has one.
+fn socket(world: &World) -> tokio::net::UnixStream {
+    let (near, far) = tokio::net::UnixStream::pair().unwrap();
+    let broker = world.broker.clone();
+    tokio::spawn(async move { broker.serve(Door::Egress, far).await });
+    near
+}
+
+/// The kernel moves it, and both connections serve the next request.
+#[tokio::test]
+async fn a_long_answer_between_sockets_is_the_same_bytes_and_ends_where_it_ends() {
+    const LENGTH: usize = 3_000_001;
+    let body = || (0..LENGTH).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect::<Vec<u8>>();
+    let site = Site::with(None, move |mut stream, seen| async move {
+        while let Some(request) = crate::kit::read_request(&mut stream).await? {
+            seen.lock().unwrap().push(request);
+            stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes()).await?;
+            stream.write_all(&body()).await?;
+        }
+        Ok(())
+    })
+    .await;
+    let world = World::new(&rule("\"files.test\"", site.port, ""));
+    let host = format!("files.test:{}", site.port);
+    let mut stream = socket(&world);
+    for _ in 0..2 {
+        stream.write_all(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+        assert!(head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        let mut got = vec![0; LENGTH];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut got)).await.expect("all of it").unwrap();
+        assert!(got == body());
+    }
+    assert_eq!(site.seen().len(), 2);
+    for ended in world.entries("egress_ended", 2).await {
+        assert!(ended["received_bytes"].as_u64().is_some_and(|bytes| bytes > LENGTH as u64), "{ended}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_answer_that_is_cut_short_or_too_much_for_its_rule_is_cut_off_and_told() {
+    for (sent, more, why) in [(1_000_000, "", "ended inside the body"), (3_000_000, "bytes = \"1MiB\"", "bytes")] {
+        let site = Site::with(None, move |mut stream, _| async move {
+            crate::kit::read_request(&mut stream).await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n").await?;
+            stream.write_all(&vec![b'x'; sent]).await?;
+            stream.shutdown().await
+        })
+        .await;
+        let world = World::new(&rule("\"files.test\"", site.port, more));
+        let host = format!("files.test:{}", site.port);
+        let mut stream = socket(&world);
+        stream.write_all(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+        assert!(head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        let got = all(&mut stream).await;
+        assert!(got.len() <= 1 << 20 && got.bytes().all(|byte| byte == b'x'), "{} bytes", got.len());
+        let ended = &world.entries("egress_ended", 1).await[0];
+        assert!(ended.to_string().contains(why), "{ended}");
+    }
+}

@@ -95,3 +95,19 @@ proptest! {
         prop_assert_eq!(run(Framing::Chunked, raw.as_bytes(), &cuts), whole);
     }
 }
+
+#[test]
+fn what_takes_another_way_is_left_out() {
+    let mut decoder = Decoder::new(Framing::Length(10));
+    let mut buffer = BytesMut::from(&b"abc"[..]);
+    assert_eq!(decoder.step(&mut buffer), Ok(Step::Data(Bytes::from_static(b"abc"))));
+    assert_eq!(decoder.as_is_bytes(), 7);
+    decoder.skip(5);
+    assert_eq!((decoder.as_is_bytes(), decoder.end()), (2, Err(BadBody::Truncated)));
+    decoder.skip(2);
+    let mut next = BytesMut::from(&b"next"[..]);
+    assert_eq!((decoder.as_is_bytes(), decoder.step(&mut next)), (0, Ok(Step::End)));
+    for framing in [Framing::Chunked, Framing::UntilClose, Framing::Length(0)] {
+        assert_eq!(Decoder::new(framing).as_is_bytes(), 0);
+    }
+}
