@@ -61,7 +61,7 @@ impl Holdings {
 }
 
 /// Memory of a process that no other one shares, in KiB; `None` for one of another machine.
-fn private_kib(pid: Option<u32>) -> Option<u64> {
+pub(crate) fn private_kib(pid: Option<u32>) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid?)).ok()?;
     let fields = text.lines().filter(|line| line.starts_with("Private_"));
     Some(fields.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
@@ -78,7 +78,7 @@ async fn cycle(held: &Held) -> Duration {
 }
 
 /// The time that `share` of these did not exceed.
-fn quantile(times: &[Duration], share: f64) -> Duration {
+pub(crate) fn quantile(times: &[Duration], share: f64) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
     #[expect(

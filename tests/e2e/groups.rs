@@ -150,12 +150,12 @@ async fn held() -> Held {
     held
 }
 
-async fn usage(sandbox: &Sandbox) -> Usage {
+pub(crate) async fn usage(sandbox: &Sandbox) -> Usage {
     sandbox.usage().await.expect("it has a group")
 }
 
 /// Waits until as many groups are beside that of `sandbox`.
-async fn settles(sandbox: &Sandbox, beside: usize) {
+pub(crate) async fn settles(sandbox: &Sandbox, beside: usize) {
     for _ in 0..200 {
         if usage(sandbox).await.beside == beside {
             return;

@@ -88,6 +88,7 @@ pub(crate) fn body(name: &str) {
             "recorded" => crate::calls::recorded().await,
             "grouped" => crate::groups::grouped().await,
             "limited" => crate::groups::limited().await,
+            "noisy" => crate::noise::noisy().await,
             "cycled" => crate::cycles::cycled().await,
             "struck" => crate::templates::struck().await,
             other => panic!("no body {other}"),

@@ -30,6 +30,7 @@ mod library;
 mod lifecycle;
 mod load;
 mod network;
+mod noise;
 mod peers;
 mod place;
 mod ps;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         shortage::TESTS,
         load::TESTS,
         groups::TESTS,
+        noise::TESTS,
         ps::TESTS,
         workspace::TESTS,
         faults::TESTS,
