@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use midge::exec::Exec;
+use midge::monitor::Stream;
 use midge::sandbox::{Doors, Sandbox};
 use midge_protocol::Door;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -118,8 +119,8 @@ print(ask(socket.AF_UNIX, "/run/midge/ask", 3), ask(socket.AF_INET, ("127.0.0.1"
 
 /// Says who it is, which door it was, and how many bytes came in, to everybody.
 async fn answer(mut doors: Doors, who: String) {
-    while let Some((door, mut stream)) = doors.next().await {
-        let who = who.clone();
+    while let Some((door, arrived)) = doors.next().await {
+        let (who, mut stream) = (who.clone(), Stream::from(arrived));
         tokio::spawn(async move {
             let mut question = Vec::new();
             stream.reader.read_to_end(&mut question).await.expect("is asked");

@@ -19,6 +19,7 @@ crate::tests!("children":
     Guest child_works_and_its_parent_takes_what_it_changed,
     Guest child_ends_with_its_run,
     Guest command_reaches_what_its_policy_names_and_nothing_else,
+    Guest policy_file_that_changes_narrows_what_runs,
     Guest command_has_as_many_processes_as_its_policy_says,
 );
 
@@ -213,12 +214,8 @@ fn serve() -> u16 {
 fn command_reaches_what_its_policy_names_and_nothing_else(context: &Context) {
     let (port, other) = (serve(), serve());
     let dir = tempfile::tempdir().expect("a directory");
-    let policy = format!(
-        "version = 1\n[[network.rules]]\nname = \"local\"\nhosts = [\"127.0.0.2\"]\nports = [{port}]\nschemes = [\"http\"]\n\
-         ranges = [\"127.0.0.0/8\"]\n"
-    );
     let file = dir.path().join("policy.toml");
-    std::fs::write(&file, policy).expect("is written");
+    std::fs::write(&file, local_rule(port)).expect("is written");
     let script = format!(
         "curl -sS -m 20 http://127.0.0.2:{port}/; echo; curl -s -m 20 -o /dev/null -w '%{{http_code}}\\n' http://127.0.0.2:{other}/; exit 5"
     );
@@ -234,6 +231,55 @@ fn command_reaches_what_its_policy_names_and_nothing_else(context: &Context) {
     assert_eq!(without.text(), "\n000\n", "without a policy there is no way out");
     assert_eq!(std::fs::read_dir(dir.path().join("runs")).expect("is there").count(), 1, "and nothing to record");
     let _ = run(&["--policy", "no-such-policy"]).code(125).says(&["--policy"]);
+    context.assert_nothing_left();
+}
+
+/// A rule for a server of this machine.
+fn local_rule(port: u16) -> String {
+    format!(
+        "version = 1\n[[network.rules]]\nname = \"local\"\nhosts = [\"127.0.0.2\"]\nports = [{port}]\nschemes = [\"http\"]\n\
+         ranges = [\"127.0.0.0/8\"]\n"
+    )
+}
+
+fn policy_file_that_changes_narrows_what_runs(context: &Context) {
+    let port = serve();
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("policy.toml");
+    std::fs::write(&file, local_rule(port)).expect("is written");
+    let code = format!("curl -s -m 20 -o /dev/null -w '%{{http_code}}\\n' http://127.0.0.2:{port}/");
+    let script =
+        format!("while [ $({code}) = 200 ]; do echo 200 >> /tmp/seen; sleep 0.1; done; sort -u /tmp/seen; {code}");
+    let running = context
+        .sh(&["--mem", "192", "--policy", &file.display().to_string()], &script)
+        .env("MIDGE_STATE", dir.path())
+        .limit(LIMIT)
+        .start();
+    let transcript = || {
+        let mut files = std::fs::read_dir(dir.path().join("runs")).into_iter().flatten().flatten();
+        files.next().map(|one| text(one.path())).unwrap_or_default()
+    };
+    let waits = |word: &str| {
+        let start = Instant::now();
+        while !transcript().contains(word) {
+            assert!(start.elapsed() < LIMIT, "no {word}: {}", transcript());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    waits("egress_ended");
+    // What is no policy changes nothing; one that takes something else away leaves this.
+    std::fs::write(&file, "version = 1\nnonsense = 1\n").expect("is written");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!transcript().contains("narrowed"));
+    std::fs::write(&file, format!("{}[budget]\ntokens = 5\n", local_rule(port))).expect("is written");
+    waits("narrowed");
+    assert!(!transcript().contains("deny"));
+    std::fs::write(&file, "version = 1\n").expect("is written");
+    running.finish().code(0).out("200\n403\n").says(&[
+        "has changed and is not used",
+        "nonsense",
+        "what it no longer allows is refused from now on",
+    ]);
     context.assert_nothing_left();
 }
 

@@ -46,6 +46,8 @@ pub struct Household {
     pub watch: Arc<Watcher>,
     /// Held by every sandbox's broker and every child, to their end.
     pub life: Life,
+    /// What narrows the policies of all its sandboxes, those that are to come as well: [`Household::narrow`].
+    pub change: watch::Sender<Option<Arc<Policy>>>,
 }
 
 impl std::fmt::Debug for Household {
@@ -122,6 +124,12 @@ pub struct Member {
 }
 
 impl Household {
+    /// Takes from all sandboxes of the run, at once, what `change` does not allow: connections that are open and not allowed any more
+    /// are ended. Nothing becomes wider, whatever it says.
+    pub fn narrow(&self, change: Policy) {
+        self.change.send_replace(Some(Arc::new(change)));
+    }
+
     /// A transcript for a sandbox called `name`, of those that are kept, which shows no secret.
     ///
     /// # Errors
@@ -172,7 +180,7 @@ impl Household {
             replay,
         })
         .map_err(setting_up)?;
-        attend(sandbox, broker, &pem).await
+        attend(sandbox, broker, &pem, self.change.subscribe()).await
     }
 }
 

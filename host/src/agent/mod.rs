@@ -11,21 +11,24 @@ mod household;
 mod peers;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use midge_broker::Broker;
 use midge_broker::ledger::Ledger;
+use midge_policy::Policy;
 use midge_protocol::Door;
 use midge_protocol::broker::{End, Run, Told};
 use midge_record::{Entry, Line, RecordError, Recorder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::broadcast::error::TryRecvError;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::error::{Error, Fault};
 use crate::exec::{Controls, Exec, ExitStatus, OutputReader, Running};
+use crate::monitor::Inbound;
 use crate::monitor::events::printable;
 use crate::sandbox::{Doors, Sandbox};
 
@@ -42,6 +45,9 @@ const COMPLAINT_MAX_BYTES: usize = 4096;
 pub(crate) const ROOT: &str = "0";
 const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
+
+/// What narrows policies while sandboxes run: nothing, or the policy that the latest change says.
+pub type Change = watch::Receiver<Option<Arc<Policy>>>;
 
 /// A sandbox whose doors lead to a broker. Dropping it closes them.
 #[derive(Debug)]
@@ -66,41 +72,55 @@ impl Drop for Attended {
 }
 
 /// Puts `broker` behind the doors of a sandbox, and what programs need to find them into its guest: the certificates that they
-/// are to trust, of which one is `authority`, as PEM.
+/// are to trust, of which one is `authority`, as PEM. What comes through `change` narrows its policy, then and later.
 ///
 /// # Errors
 /// What [`Sandbox::open_doors`] says, or the reason why the guest cannot take a file.
-pub async fn attend(sandbox: &Sandbox, broker: Broker, authority: &str) -> Result<Attended, Error> {
+pub async fn attend(sandbox: &Sandbox, broker: Broker, authority: &str, change: Change) -> Result<Attended, Error> {
     let doors = sandbox.open_doors(&Door::ALL).await?;
     let (stop, stopped) = oneshot::channel();
-    let serving = tokio::spawn(serve(doors, broker, stopped));
+    let serving = tokio::spawn(serve(doors, broker, change, stopped));
     let attended = Attended { stop: Some(stop), serving };
     guest::trust(sandbox, authority).await?;
     Ok(attended)
 }
 
-async fn serve(mut doors: Doors, broker: Broker, mut stopped: oneshot::Receiver<()>) {
-    let mut served = JoinSet::new();
+async fn serve(mut doors: Doors, broker: Broker, mut change: Change, mut stopped: oneshot::Receiver<()>) {
+    let mut served: JoinSet<(Door, io::Result<()>)> = JoinSet::new();
+    // Also what was changed before this began.
+    change.mark_changed();
     loop {
         tokio::select! {
-            arrived = doors.next(), if served.len() < CONNECTIONS_MAX => {
-                let Some((door, stream)) = arrived else { return };
-                let broker = broker.clone();
-                served.spawn(async move {
-                    let stream = tokio::io::join(stream.reader, stream.writer);
-                    (door, broker.serve(door, stream).await)
-                });
-            }
-            called = broker.called(), if served.len() < CONNECTIONS_MAX => {
-                let broker = broker.clone();
-                served.spawn(async move { (Door::Peer, broker.answer(called).await) });
+            biased;
+            _ = &mut stopped => return served.shutdown().await,
+            Ok(()) = change.changed() => {
+                let policy = change.borrow_and_update().clone();
+                if let Some(Err(error)) = policy.map(|policy| broker.narrow(&policy)) {
+                    // Nothing passes any more, rather than what should not.
+                    return tracing::error!(%error, "the doors of a sandbox are closed: its policy could not be narrowed");
+                }
             }
             Some(ended) = served.join_next(), if !served.is_empty() => {
                 if let Ok((door, Err(error))) = ended {
                     tracing::debug!(door = door.name(), %error, "a connection of the guest, or of a peer");
                 }
             }
-            _ = &mut stopped => return served.shutdown().await,
+            arrived = doors.next(), if served.len() < CONNECTIONS_MAX => {
+                let Some((door, inbound)) = arrived else { return };
+                let broker = broker.clone();
+                served.spawn(async move {
+                    // As sockets: the kernel moves what only passes through.
+                    let done = match inbound {
+                        Inbound::Unix(stream) => broker.serve(door, stream).await,
+                        Inbound::Tcp(stream) => broker.serve(door, stream).await,
+                    };
+                    (door, done)
+                });
+            }
+            called = broker.called(), if served.len() < CONNECTIONS_MAX => {
+                let broker = broker.clone();
+                served.spawn(async move { (Door::Peer, broker.answer(called).await) });
+            }
         }
     }
 }

@@ -90,7 +90,7 @@ impl Control {
     async fn greet(&mut self, during: &'static str) -> Result<(Conversation, Hello), Error> {
         let Some(listener) = &mut self.listener else { return Err(Gone::Lost.error(during)) };
         let stream = tokio::select! {
-            stream = listener.accept() => stream.map_err(|source| Error::Local { during, source })?,
+            stream = listener.accept() => stream.map_err(|source| Error::Local { during, source })?.into(),
             gone = self.health.gone() => return Err(gone.error(during)),
         };
         let mut conversation = Conversation::new(stream, self.health.clone(), during);

@@ -34,7 +34,7 @@ pub use native::reap_all;
 pub use place::{Dialer, Listener, Place};
 pub use reach::Reach;
 pub use resident::{Resident, SnapshotFiles};
-pub use stream::Stream;
+pub use stream::{Inbound, Stream};
 
 /// Why a monitor could not be started or reached.
 #[derive(Debug, thiserror::Error)]

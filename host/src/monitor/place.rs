@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
 
+use super::Inbound;
 use super::watch::{Clock, Heard, gone, listen};
 use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
@@ -51,7 +52,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the listening socket fails.
-    pub async fn accept(&mut self) -> std::io::Result<Stream> {
+    pub async fn accept(&mut self) -> std::io::Result<Inbound> {
         match &mut self.inner {
             Inner::Unix(listener) => Ok(listener.accept().await?.0.into()),
             Inner::Remote(listener) => Ok(listener.accept().await?.into()),

@@ -28,24 +28,44 @@ impl fmt::Debug for Stream {
     }
 }
 
-// Not `into_split`, whose halves shut their direction down when they are dropped: a client that leaves would first
-// look like one that has no more input, and its command would see an end of file before its death.
+/// A connection that the guest has made, as the socket which carries it: what only passes through can be moved by the kernel.
+#[derive(Debug)]
+pub enum Inbound {
+    /// From a monitor of this machine.
+    Unix(UnixStream),
+    /// From an emulated host.
+    Tcp(TcpStream),
+}
 
-impl From<UnixStream> for Stream {
+impl From<UnixStream> for Inbound {
     fn from(stream: UnixStream) -> Self {
-        let (reader, writer) = tokio::io::split(stream);
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+        Self::Unix(stream)
     }
 }
 
-impl From<TcpStream> for Stream {
+impl From<TcpStream> for Inbound {
     fn from(stream: TcpStream) -> Self {
         // With a reset in place of an orderly end the other side can tell a client that left from a half-close.
         if let Err(error) = stream.set_zero_linger() {
             tracing::debug!(%error, "a lost connection will look like a half-close");
         }
-        let (reader, writer) = tokio::io::split(stream);
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+        Self::Tcp(stream)
+    }
+}
+
+// Not `into_split`, whose halves shut their direction down when they are dropped: a client that leaves would first
+// look like one that has no more input, and its command would see an end of file before its death.
+
+impl<S: Into<Inbound>> From<S> for Stream {
+    fn from(stream: S) -> Self {
+        fn halves(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Stream {
+            let (reader, writer) = tokio::io::split(stream);
+            Stream { reader: Box::new(reader), writer: Box::new(writer) }
+        }
+        match stream.into() {
+            Inbound::Unix(stream) => halves(stream),
+            Inbound::Tcp(stream) => halves(stream),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::Sandbox;
 use crate::error::Error;
-use crate::monitor::{Listener, Stream};
+use crate::monitor::{Inbound, Listener};
 
 /// Connections that may wait for whoever answers; more wait in their sockets' backlogs.
 const WAITING_MAX: usize = 16;
@@ -15,7 +15,7 @@ const WAITING_MAX: usize = 16;
 /// The open doors of one sandbox. Dropping it closes them: programs that come then are refused.
 #[derive(Debug)]
 pub struct Doors {
-    arrived: mpsc::Receiver<(Door, Stream)>,
+    arrived: mpsc::Receiver<(Door, Inbound)>,
     /// One task for each door; they end with this.
     _listening: JoinSet<()>,
 }
@@ -23,7 +23,7 @@ pub struct Doors {
 impl Doors {
     /// The next connection of a program in the guest; `None` when the sockets have failed, which is when the host of the
     /// sandbox is gone.
-    pub async fn next(&mut self) -> Option<(Door, Stream)> {
+    pub async fn next(&mut self) -> Option<(Door, Inbound)> {
         self.arrived.recv().await
     }
 }
@@ -47,7 +47,7 @@ impl Sandbox {
     }
 }
 
-async fn listen(door: Door, mut listener: Listener, sender: mpsc::Sender<(Door, Stream)>) {
+async fn listen(door: Door, mut listener: Listener, sender: mpsc::Sender<(Door, Inbound)>) {
     loop {
         match listener.accept().await {
             Ok(stream) => {

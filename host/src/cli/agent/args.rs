@@ -27,7 +27,7 @@ const SERVER_NAME_MAX_BYTES: usize = 32;
 const CONTEXT_TOKENS: u64 = 200_000;
 const OUTPUT_TOKENS: u64 = 16_384;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_long_help = NOTES)]
 pub(crate) struct AgentArgs {
     /// What is to be done, in words

@@ -18,9 +18,11 @@ const ANTHROPIC_MODEL: &str = "claude-sonnet-4-5";
 const OPENAI_MODEL: &str = "gpt-5.1";
 
 /// See the head of this file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Authority {
     pub(super) policy: Policy,
+    /// The model, if it is not the policy file's.
+    given: Option<Model>,
     pub(super) wire: Wire,
     pub(super) model: String,
 }
@@ -28,18 +30,33 @@ pub(super) struct Authority {
 impl Authority {
     /// By the policy that is named, and what flags say beside it. `replay` stands in for the model.
     pub(super) fn new(args: &AgentArgs, replay: Option<&Replay>) -> Result<Self, Error> {
-        let name = args.policy.as_deref().unwrap_or(DEFAULT_POLICY);
-        let policy = Policy::load(name).map_err(|error| Error::prepare("policy (--policy)", Fault::User, error))?;
+        let policy = load(args.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
         let (model, wire, name) = match replay {
             Some(replay) => recorded(replay)?,
             None => asked(args, policy.model())?,
         };
-        let budget = budget(args, &policy)?;
-        let wrong = |error: Problems| Error::prepare("policy with what flags add", Fault::User, error);
         check_name(args.name.as_ref(), &policy)?;
-        let policy = policy.with_model(Some(model)).and_then(|policy| policy.with_budget(budget)).map_err(wrong)?;
-        Ok(Self { policy, wire, model: name })
+        let given = (policy.model() != Some(&model)).then(|| model.clone());
+        Ok(Self { policy: with_flags(policy, Some(model), args)?, given, wire, model: name })
     }
+
+    /// The policy as its file is now, with what flags say: for a run that goes on.
+    pub(super) fn again(&self, args: &AgentArgs) -> Result<Policy, Error> {
+        let policy = load(args.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
+        let model = self.given.as_ref().or(policy.model()).cloned();
+        with_flags(policy, model, args)
+    }
+}
+
+/// The policy of a profile or a file.
+pub(in crate::cli) fn load(name: &str) -> Result<Policy, Error> {
+    Policy::load(name).map_err(|error| Error::prepare("policy (--policy)", Fault::User, error))
+}
+
+fn with_flags(policy: Policy, model: Option<Model>, args: &AgentArgs) -> Result<Policy, Error> {
+    let budget = budget(args, &policy)?;
+    let policy = policy.with_model(model).and_then(|policy| policy.with_budget(budget));
+    policy.map_err(|error: Problems| Error::prepare("policy with what flags add", Fault::User, error))
 }
 
 /// A model of which nothing is asked: it has answered before.

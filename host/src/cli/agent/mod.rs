@@ -7,6 +7,7 @@
 pub(super) mod approve;
 pub(super) mod args;
 pub(super) mod authority;
+pub(super) mod change;
 mod progress;
 mod session;
 

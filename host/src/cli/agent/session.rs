@@ -21,10 +21,11 @@ use midge_policy::Policy;
 use midge_protocol::broker::{Mcp, Run};
 use midge_record::{Difference, Entry, Recorder, Replay, Started};
 use serde_json::{Value, json};
+use tokio::sync::watch::Sender;
 
 use super::args::AgentArgs;
 use super::authority::{Authority, read_secrets};
-use super::{approve, progress};
+use super::{approve, change, progress};
 use crate::cli::fail::say;
 use crate::cli::run::args::Mode;
 use crate::cli::run::report::Report;
@@ -68,6 +69,9 @@ impl Session<'_> {
         let run = self.turn(&sandbox, &authority, task);
         let differences = Arc::default();
         let household = self.household(&run, replay.as_ref(), &differences, secrets);
+        let (args, began_with) = (self.args.clone(), authority.clone());
+        let reread = move || began_with.again(&args);
+        let _watched = change::watch(self.args.policy.as_deref(), reread, &household, self.args.json);
         let recorder = household.transcript(sandbox.id())?;
         report.put("run", sandbox.id().into());
         report.put("place", sandbox.place_name().into());
@@ -167,6 +171,7 @@ impl Session<'_> {
                 }
             }),
             life: self.life.clone(),
+            change: Sender::default(),
         })
     }
 

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use midge::agent::{self, Attended, Household, Life, Member, unrecorded};
-use midge::error::{Error, Fault};
+use midge::error::Error;
 use midge::sandbox::{Sandbox, Where};
 use midge_broker::ledger::Ledger;
 use midge_broker::{Secrets, budgets};
 use midge_policy::Policy;
 use midge_record::{Entry, Recorder, Started};
 use serde_json::json;
+use tokio::sync::watch::Sender;
 
 use super::args::RunArgs;
 use super::report::Report;
 use super::terminal;
 use crate::cli::agent::approve::approver;
 use crate::cli::agent::args::Approve;
-use crate::cli::agent::authority::{check_name, read_secrets};
+use crate::cli::agent::authority::{check_name, load, read_secrets};
+use crate::cli::agent::change::{self, Watched};
 use crate::cli::fail::say;
 
 /// What was asked for, checked whole before anything starts.
@@ -35,7 +37,7 @@ impl Asked {
             let accepted = "deny, auto, or a terminal to ask at".to_owned();
             return Err(Error::Setting { what: "--approve", value: "ask".to_owned(), accepted });
         }
-        let policy = Policy::load(name).map_err(|error| Error::prepare("policy (--policy)", Fault::User, error))?;
+        let policy = load(name)?;
         check_name(args.name.as_ref(), &policy)?;
         let secrets = read_secrets(&policy, true).await?;
         Ok(Some(Self { policy, secrets }))
@@ -47,6 +49,7 @@ pub(super) struct Guarded {
     attended: Attended,
     ledger: Ledger,
     recorder: Recorder,
+    _watched: Option<Watched>,
 }
 
 impl Guarded {
@@ -66,7 +69,10 @@ impl Guarded {
             replay: None,
             watch: Arc::new(|_, _| ()),
             life,
+            change: Sender::default(),
         });
+        let name = args.policy.clone().unwrap_or_default();
+        let watched = change::watch(args.policy.as_deref(), move || load(&name), &household, args.json);
         let recorder = household.transcript(sandbox.id())?;
         let ledger = Ledger::new(&budgets(&policy));
         let words: Vec<_> = args.command.iter().map(|word| word.to_string_lossy()).collect();
@@ -89,7 +95,7 @@ impl Guarded {
             replay: None,
         };
         let attended = household.admit(sandbox, member).await?;
-        Ok(Self { attended, ledger, recorder })
+        Ok(Self { attended, ledger, recorder, _watched: watched })
     }
 
     /// What is left of the wall time that the policy gives.
@@ -107,7 +113,7 @@ impl Guarded {
 
     /// Closes the doors and the transcript.
     pub(super) async fn end(self, code: u8, report: &mut Report, quiet: bool) -> Result<(), Error> {
-        let Self { attended, ledger, recorder } = self;
+        let Self { attended, ledger, recorder, .. } = self;
         attended.end().await;
         let (how, spent) = (if code == 0 { "done" } else { "failed" }.to_owned(), ledger.spent());
         let entry = Entry::Ended { how, exit_code: code, text: String::new(), spent };
