@@ -22,6 +22,8 @@ pub(crate) const LAST_WORDS: &str = "That is all.";
 pub(crate) struct Directed {
     /// The policy, as TOML.
     policy: String,
+    /// What other sandboxes call it.
+    name: Option<String>,
     steps: Vec<Value>,
     expected: Vec<String>,
     variables: Vec<(String, String)>,
@@ -38,13 +40,24 @@ pub(crate) struct Going {
 
 impl Directed {
     pub(crate) fn under(policy: impl Into<String>) -> Self {
-        Self { policy: policy.into(), steps: Vec::new(), expected: Vec::new(), variables: Vec::new(), roots: None }
+        let policy = policy.into();
+        Self { policy, name: None, steps: Vec::new(), expected: Vec::new(), variables: Vec::new(), roots: None }
+    }
+
+    /// What other sandboxes call it.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
     }
 
     /// The next command, whose result must have all of `results` in it.
-    pub(crate) fn command(mut self, command: &str, results: &[&str]) -> Self {
-        let input = json!({"command": command, "timeout_s": COMMAND_MAX_SECONDS});
-        let call = json!({"call": {"name": "shell", "input": input}});
+    pub(crate) fn command(self, command: &str, results: &[&str]) -> Self {
+        self.call("shell", &json!({"command": command, "timeout_s": COMMAND_MAX_SECONDS}), results)
+    }
+
+    /// The next call of a tool, as [`Directed::command`].
+    pub(crate) fn call(mut self, tool: &str, input: &Value, results: &[&str]) -> Self {
+        let call = json!({"call": {"name": tool, "input": input}});
         self.steps.push(json!({"expect": self.expected, "parts": [call]}));
         self.expected = results.iter().map(|text| (*text).to_owned()).collect();
         self
@@ -84,7 +97,9 @@ impl Directed {
         }
         let (policy, url) = (policy.display().to_string(), model.base_url());
         let provider = ["--provider", "anthropic", "--model", "m", "--base-url", &url];
-        let run = ["agent", "--task", "do as you are told", "--policy", &policy].into_iter().chain(provider);
+        let name = self.name.iter().flat_map(|name| ["--name", name]);
+        let run =
+            ["agent", "--task", "do as you are told", "--policy", &policy].into_iter().chain(provider).chain(name);
         let call = context.midge(run).env("MIDGE_STATE", dir.path()).env("ANTHROPIC_API_KEY", KEY).limit(LIMIT);
         let call = self.variables.iter().fold(call, |call: Call, (name, value)| call.env(name, value));
         Going { running: call.start(), model, _dir: dir }

@@ -3,13 +3,17 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::context::{Context, Outcome, Running};
+use crate::directed::Directed;
 
 crate::tests!("peers":
     Guest two_sandboxes_talk_as_far_as_both_policies_say,
+    Guest two_agents_exchange_messages_by_their_tools,
 );
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -128,6 +132,17 @@ fn claims(socket: &Path, line: &str) -> String {
     heard
 }
 
+/// Waits until a sandbox can be called by its name; where that is.
+fn called(context: &Context, name: &str) -> PathBuf {
+    let socket = context.runtime.path().join("midge").join(format!("{name}.peer"));
+    let start = std::time::Instant::now();
+    while !socket.exists() {
+        assert!(start.elapsed() < LIMIT, "it has no name");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    socket
+}
+
 fn two_sandboxes_talk_as_far_as_both_policies_say(context: &Context) {
     let left = Side::start(
         context,
@@ -136,12 +151,7 @@ fn two_sandboxes_talk_as_far_as_both_policies_say(context: &Context) {
         LEFT,
     );
     let right = Side::start(context, "right", "[[peers]]\nname = \"left\"\nmessages = true\n", RIGHT);
-    let socket = context.runtime.path().join("midge/right.peer");
-    let start = std::time::Instant::now();
-    while !socket.exists() {
-        assert!(start.elapsed() < LIMIT, "it has no name");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let socket = called(context, "right");
     let stranger = claims(&socket, "{\"call\":\"message\",\"from\":\"stranger\",\"bytes\":1}\n");
     assert_eq!(stranger, "{\"answer\":\"unnamed\"}\n");
     assert_eq!(claims(&socket, "{\"call\":\"anything\"}\n"), "");
@@ -186,5 +196,32 @@ fn two_sandboxes_talk_as_far_as_both_policies_say(context: &Context) {
         assert_eq!(shown.matches(" closed: ").count(), 2, "both tunnels have an end:\n{shown}");
         assert!(shown.contains("go now"), "{shown}");
     }
+    context.assert_nothing_left();
+}
+
+/// An agent that others call `name`, which may exchange messages with `peer` and nobody else.
+fn agent(name: &str, peer: &str) -> Directed {
+    let limits = "[limits]\nmemory_mib = 192\ndisk_mib = 128\n";
+    let policy = format!("version = 1\n{limits}[[peers]]\nname = \"{peer}\"\nmessages = true\n");
+    Directed::under(policy).named(name)
+}
+
+/// The model of one agent asks that of another, which answers; both by the tool `peer`, through their hosts.
+fn two_agents_exchange_messages_by_their_tools(context: &Context) {
+    let send = |to: &str, text: &str| json!({"action": "send", "to": to, "text": text});
+    let receive = json!({"action": "receive", "wait_s": LIMIT.as_secs()});
+    let answering = agent("answering", "asking")
+        .call("peer", &receive, &["[message from asking: data of another sandbox", "> what is the sum?"])
+        .call("peer", &send("nobody", "x"), &["the policy of this sandbox does not allow messages to nobody"])
+        .call("peer", &send("asking", "42\n[sent to you]"), &["[sent to asking]"])
+        .start(context);
+    let _ = called(context, "answering");
+    let asking = agent("asking", "answering")
+        .call("peer", &send("answering", "what is the sum?"), &["[sent to answering]"])
+        .call("peer", &receive, &["[message from answering: data of another sandbox", "> 42\\n> [sent to you]"])
+        .start(context);
+    let asked = asking.done();
+    let answered = answering.done();
+    assert!(asked.contains("done; 3 turns, 2 tool calls") && answered.contains("3 tool calls"), "{asked}\n{answered}");
     context.assert_nothing_left();
 }

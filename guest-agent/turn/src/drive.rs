@@ -73,6 +73,7 @@ pub fn drive(run: &Run, setting: &Setting, stop: &AtomicBool) -> Result<End, Dri
         doors: setting.doors.clone(),
         tools: run.tools.clone(),
         mcp: run.mcp.clone(),
+        peers: run.peers.clone(),
         asker: Arc::new(AskDoor::new(&setting.doors)),
     };
     let mut driver = Driver {

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::context::{self, Meter};
 use crate::prompt;
 use crate::talk::{Answer, Failure, Piece, Turn};
-use crate::tools::{Call, Outcome, Spec};
+use crate::tools::{Call, Outcome, PEER, Spec};
 use crate::wire::{self, Quirks, Request};
 
 mod answer;
@@ -112,6 +112,9 @@ pub struct Machine {
     wire: Wire,
     model: String,
     task: String,
+    cwd: String,
+    instructions: String,
+    /// Empty until the tools are known.
     system: String,
     max_output_tokens: u64,
     context_tokens: u64,
@@ -143,7 +146,9 @@ impl Machine {
             wire: run.wire,
             model: run.model.clone(),
             task: run.task.clone(),
-            system: prompt::system(&run.cwd, &run.instructions),
+            cwd: run.cwd.clone(),
+            instructions: run.instructions.clone(),
+            system: String::new(),
             max_output_tokens: run.max_output_tokens,
             context_tokens: run.context_tokens,
             tools: Vec::new(),
@@ -205,6 +210,8 @@ impl Machine {
     }
 
     fn started(&mut self, at_ms: u64, tools: Vec<Spec>, hints: &[String], todo: &mut Vec<Effect>) {
+        let has_peers = tools.iter().any(|tool| tool.name == PEER);
+        self.system = prompt::system(&self.cwd, has_peers, &self.instructions);
         self.tools = tools;
         let parts = [self.task.clone(), hints.join("\n"), prompt::left(&self.left)];
         let said = parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join("\n\n");

@@ -81,6 +81,7 @@ fn the_official_package_and_we_understand_each_other() {
         doors: dir.path().into(),
         tools: Tools::default(),
         mcp: vec![server],
+        peers: Vec::new(),
         asker: Arc::new(Nobody),
     })
     .unwrap();

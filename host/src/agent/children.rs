@@ -83,10 +83,11 @@ impl Kin {
         (self.household.watch)(&name, &recorder);
         let tools = super::tools(&policy);
         let seat = self.seat.as_ref().and_then(|parent| peers::of_child(parent, &name));
+        let peers = peers::message_peers(&policy, seat.as_ref());
         let member = Member { name, seat, policy, ledger, recorder, family: Some(family), replay };
         let sandbox = Arc::new(sandbox);
         let attended = self.household.admit(&sandbox, member).await?;
-        let turn = self.household.turn.clone().map(|run| midge_protocol::broker::Run { tools, ..run });
+        let turn = self.household.turn.clone().map(|run| midge_protocol::broker::Run { tools, peers, ..run });
         let (out, happens) = mpsc::channel(OUTPUT_WAITING);
         let household = Arc::clone(&self.household);
         let life = Living { sandbox, attended, transcript, before, _household: household };

@@ -37,6 +37,13 @@ pub(super) fn of_child(parent: &Name, child: &str) -> Option<Name> {
     format!("{parent}.{number}").parse().ok()
 }
 
+/// The sandboxes that the loop of one that others call `seat` may exchange messages with.
+#[must_use]
+pub fn message_peers(policy: &Policy, seat: Option<&Name>) -> Vec<String> {
+    let peers = policy.peers().iter().filter(|peer| seat.is_some() && peer.messages);
+    peers.map(|peer| peer.name.to_string()).collect()
+}
+
 /// The ports of one guest. It does not keep the sandbox.
 struct Ports(Weak<Sandbox>);
 
@@ -58,6 +65,15 @@ impl Inward for Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_go_to_those_that_the_policy_says_and_from_those_that_have_a_name() {
+        let peers = "[[peers]]\nname = \"a\"\nmessages = true\n[[peers]]\nname = \"b\"\nports = [80]\n";
+        let policy = Policy::parse(format!("version = 1\n{peers}"), "test").unwrap();
+        let seat: Name = "me".parse().unwrap();
+        assert_eq!(message_peers(&policy, Some(&seat)), ["a"]);
+        assert!(message_peers(&policy, None).is_empty());
+    }
 
     #[test]
     fn children_are_called_by_their_parents_name_and_their_number() {

@@ -31,6 +31,9 @@ pub struct Run {
     /// Servers to start in the guest.
     #[serde(default)]
     pub mcp: Vec<Mcp>,
+    /// Sandboxes that messages may go to, by name; empty: the door `peer` is closed to messages, and its tool is not offered.
+    #[serde(default)]
+    pub peers: Vec<String>,
     /// What may be spent at the beginning.
     pub left: Left,
 }

@@ -41,6 +41,7 @@ impl House {
             cwd: self.dir.path().to_str().unwrap().into(),
             tools: Tools::default(),
             mcp: Vec::new(),
+            peers: Vec::new(),
             left: Left::default(),
         }
     }
@@ -179,6 +180,43 @@ fn without_a_record_nothing_begins() {
     let error = drive(&house.run(&server, Wire::Chat), &setting, &never()).unwrap_err();
     assert!(error.to_string().contains("/nowhere"), "{error}");
     assert!(server.asked().is_empty());
+}
+
+/// The host's end of the door `peer`: takes one message.
+fn mailbox(dir: &Path) -> JoinHandle<String> {
+    let listener = UnixListener::bind(dir.join(Door::Peer.name())).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        stream.write_all(b"{\"event\":\"opened\"}\n").unwrap();
+        let sent = lines.next().unwrap().unwrap();
+        stream.write_all(b"{\"event\":\"sent\",\"id\":1}\n").unwrap();
+        sent
+    })
+}
+
+#[test]
+fn messages_to_peers_are_calls_like_others_where_the_host_says_that_there_are_some() {
+    let call = Say::call("peer", json!({"action": "send", "to": "b", "text": "done?"}));
+    for (peers, results) in [(vec!["b".to_owned()], "[sent to b]"), (Vec::new(), "there is no tool")] {
+        let is_offered = !peers.is_empty();
+        let server = Server::start(Script::new([call.clone(), Say::text("Done.").expecting(results)])).unwrap();
+        let house = House::new(Left::default(), usize::MAX);
+        let host = is_offered.then(|| mailbox(house.dir.path()));
+        let run = Run { peers, ..house.run(&server, Wire::Anthropic) };
+        assert_eq!((house.drive(&run, &never()), server.problems()), (End::Done, Vec::new()));
+        if let Some(host) = host {
+            assert_eq!(host.join().unwrap(), r#"{"id":1,"to":"b","text":"done?"}"#);
+        }
+        let asked = &server.asked()[0].body;
+        assert_eq!(asked["system"].to_string().contains("by the tool `peer`"), is_offered);
+        assert_eq!(asked["tools"].as_array().unwrap().iter().any(|tool| tool["name"] == "peer"), is_offered);
+        let told = house.told();
+        assert!(told.iter().any(|told| matches!(told, Told::ToolCall { name, .. } if name == "peer")), "{told:?}");
+        let result = |told: &Told| matches!(told, Told::ToolResult { output, .. } if output.contains(results));
+        assert!(told.iter().any(result), "{told:?}");
+    }
 }
 
 #[test]

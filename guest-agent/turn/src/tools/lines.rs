@@ -2,6 +2,7 @@
 //! Lines of JSON over a socket of a door: bounded, ended by a deadline or the flag. It knows no message.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -60,6 +61,17 @@ impl<'a> Lines<'a> {
         let stream = UnixStream::connect(door).map_err(LineError::Shut)?;
         stream.set_nonblocking(true).map_err(LineError::Shut)?;
         Ok(Self { stream, unread: Vec::new(), cancel, deadline })
+    }
+
+    /// What is waited for from now on is waited for until `deadline`.
+    pub(super) fn until(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    /// Hangs up this side's half: the other side hears the end, and may still say what it has.
+    pub(super) fn finish(&self) {
+        // Where the other side is gone there is no half to close.
+        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// Says one line.

@@ -18,6 +18,7 @@ mod input;
 mod lines;
 mod list;
 mod mcp;
+mod peer;
 mod read;
 mod search;
 mod shell;
@@ -31,6 +32,7 @@ mod walk;
 mod write;
 
 pub use cancel::{Cancel, Waited};
+pub use peer::PEER;
 pub use toolbox::{Place, Ruling, Toolbox, ToolboxError};
 
 /// Most bytes of text that one call gives the model. What is more is cut in the middle and can be read by offset.

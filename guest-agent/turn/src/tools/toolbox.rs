@@ -16,6 +16,7 @@ use super::edit::EditFile;
 use super::fork::Fork;
 use super::list::List;
 use super::mcp::Server;
+use super::peer::Peer;
 use super::read::ReadFile;
 use super::search::Search;
 use super::shell::Shell;
@@ -41,6 +42,8 @@ pub struct Place {
     pub tools: Tools,
     /// Servers to start.
     pub mcp: Vec<Mcp>,
+    /// Sandboxes that messages may go to; without any the tool `peer` is not there.
+    pub peers: Vec<String>,
     /// Who answers questions.
     pub asker: Arc<dyn Asker>,
 }
@@ -102,7 +105,7 @@ impl Toolbox {
     pub fn new(place: Place) -> Result<Self, ToolboxError> {
         let spool = Spool::new(place.spool.clone());
         let cwd = || place.cwd.clone();
-        let tools: Vec<Arc<dyn Tool>> = vec![
+        let mut tools: Vec<Arc<dyn Tool>> = vec![
             Arc::new(Shell::new(cwd(), place.spool.clone(), spool.clone())),
             Arc::new(Output(spool.clone())),
             Arc::new(ReadFile { cwd: cwd() }),
@@ -114,6 +117,10 @@ impl Toolbox {
             Arc::new(Ask(place.asker.clone())),
             Arc::new(Fork { cwd: cwd(), door: place.doors.join(Door::Child.name()), spool: spool.clone() }),
         ];
+        if !place.peers.is_empty() {
+            let door = place.doors.join(Door::Peer.name());
+            tools.push(Arc::new(Peer { door, peers: place.peers, spool: spool.clone() }));
+        }
         let mut names = BTreeSet::new();
         if let Some(twice) = place.mcp.iter().find(|mcp| !names.insert(&mcp.name)) {
             return Err(ToolboxError::Server(twice.name.clone()));

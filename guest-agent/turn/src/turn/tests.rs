@@ -21,6 +21,7 @@ fn run(wire: Wire) -> Run {
         cwd: "/work".into(),
         tools: Tools::default(),
         mcp: Vec::new(),
+        peers: Vec::new(),
         left: Left::default(),
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn run(server: &Server, wire: Wire, cwd: &Path, tools: Tools) -> Run 
         cwd: cwd.to_str().unwrap().into(),
         tools,
         mcp: Vec::new(),
+        peers: Vec::new(),
         left: Left { turns: Some(20), ..Left::default() },
     }
 }

@@ -185,6 +185,28 @@ async fn messages_go_where_both_policies_say_so_and_are_in_both_transcripts() {
 }
 
 #[tokio::test]
+async fn guest_that_hangs_up_its_half_hears_what_left_its_mailbox_and_the_rest_waits() {
+    let street = Street::new();
+    let a = sandbox(&street, "a", &names("b", "messages = true"));
+    let b = sandbox(&street, "b", &names("a", "messages = true"));
+    let mut from = Guest::mailbox(&a).await;
+    for number in 0..20 {
+        assert_eq!(from.sends("b", &number.to_string()).await, PeerEvent::Sent { id: 1 });
+    }
+    let mut heard = Vec::new();
+    while heard.len() < 20 {
+        let mut to = Guest::mailbox(&b).await;
+        to.stream.shutdown().await.unwrap();
+        let mut lines = String::new();
+        to.stream.read_to_string(&mut lines).await.unwrap();
+        to.served.await.unwrap().unwrap();
+        heard.extend(lines.lines().map(|line| serde_json::from_str::<PeerEvent>(line).unwrap()));
+    }
+    let sent = |number: u32| PeerEvent::Message { from: "a".into(), text: number.to_string() };
+    assert_eq!(heard, (0..20).map(sent).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn one_sided_names_are_refused() {
     let street = Street::new();
     let a = sandbox(

@@ -141,6 +141,7 @@ impl Session<'_> {
             cwd: agent::cwd(sandbox).to_owned(),
             tools: agent::tools(&authority.policy),
             mcp: self.args.mcp.clone(),
+            peers: agent::message_peers(&authority.policy, self.args.name.as_ref()),
             left: budgets(&authority.policy),
         }
     }

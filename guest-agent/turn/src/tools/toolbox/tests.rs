@@ -136,8 +136,15 @@ fn a_glob_that_is_none_is_refused_by_its_text() {
 }
 
 fn place(dir: &std::path::Path) -> Place {
-    let (tools, mcp) = (Tools::default(), Vec::new());
-    Place { cwd: dir.into(), spool: dir.join("spool"), doors: dir.into(), tools, mcp, asker: Script::new(vec![]) }
+    Place {
+        cwd: dir.into(),
+        spool: dir.join("spool"),
+        doors: dir.into(),
+        tools: Tools::default(),
+        mcp: Vec::new(),
+        peers: vec!["b".into()],
+        asker: Script::new(vec![]),
+    }
 }
 
 #[test]
@@ -146,12 +153,25 @@ fn the_guests_tools_have_names_and_schemas_that_providers_take() {
     let toolbox = Toolbox::new(place(dir.path())).unwrap();
     let specs = toolbox.specs();
     let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    assert_eq!(names, ["shell", "output", "read", "write", "edit", "list", "search", "todo", "ask", "fork"]);
+    assert_eq!(names, ["shell", "output", "read", "write", "edit", "list", "search", "todo", "ask", "fork", "peer"]);
     for spec in &specs {
         assert_eq!(spec.input_schema["type"], "object", "{}", spec.name);
         assert!((40..700).contains(&spec.description.len()), "{}: {}", spec.name, spec.description.len());
         let outcome = run(&toolbox, &[Call { id: "x".into(), name: spec.name.clone(), input: json!({"nonesuch": 1}) }]);
         assert!(outcome[0].text.contains("unknown field `nonesuch`"), "{}: {}", spec.name, outcome[0].text);
+    }
+}
+
+#[test]
+fn peers_are_a_tool_only_where_there_are_some_and_the_policy_lets_it_be_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let denied = Tools { rules: BTreeMap::from([("peer".into(), Rule::Deny)]), ..Tools::default() };
+    for place in [Place { peers: Vec::new(), ..place(dir.path()) }, Place { tools: denied, ..place(dir.path()) }] {
+        let toolbox = Toolbox::new(place).unwrap();
+        assert!(toolbox.specs().iter().all(|spec| spec.name != "peer"));
+        let input = json!({"action": "receive", "wait_s": 1});
+        let outcome = run(&toolbox, &[Call { id: "x".into(), name: "peer".into(), input }]).remove(0);
+        assert!(outcome.is_error() && !outcome.text.contains("door"), "{}", outcome.text);
     }
 }
 
@@ -164,7 +184,7 @@ fn two_servers_of_one_name_are_refused_and_one_that_is_not_there_is_told() {
     let toolbox = Toolbox::new(Place { mcp: vec![server], ..place(dir.path()) }).unwrap();
     let told = toolbox.start(&Cancel::new().unwrap());
     assert!(told.len() == 1 && told[0].contains("/no/such"), "{told:?}");
-    assert_eq!(toolbox.specs().len(), 10);
+    assert_eq!(toolbox.specs().len(), 11);
 }
 
 #[test]
