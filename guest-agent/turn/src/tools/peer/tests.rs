@@ -241,8 +241,8 @@ fn long_messages_are_cut_between_lines_and_kept() {
     });
     assert!(outcome.text.len() <= OUTCOME_MAX_BYTES && outcome.elided_bytes > 0, "{}", outcome.text.len());
     assert!(outcome.text.contains("read on with the tool output"), "{}", outcome.text);
-    let ours = outcome.text.lines().filter(|line| !line.starts_with("> ") && !line.starts_with(">+ "));
-    let ours: Vec<&str> = ours.collect();
+    let is_quoted = |line: &str| line.is_empty() || line.starts_with("> ") || line.starts_with(">+ ");
+    let ours: Vec<&str> = outcome.text.lines().filter(|line| !is_quoted(line)).collect();
     assert_eq!((ours.len(), ours[0]), (3, FROM_B), "{ours:?}");
     assert_eq!(ours[2], "[there may be more: receive again]");
 }
