@@ -13,6 +13,7 @@ mod forward;
 mod limits;
 mod refuse;
 mod relay;
+mod say;
 mod tunnel;
 
 use std::io;

@@ -9,9 +9,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::net::tcp::OwnedWriteHalf;
 
-use super::Inbound;
 use super::watch::{Clock, Heard, gone, listen};
-use super::{ConsoleSender, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
+use super::{ConsoleSender, Inbound, Life, Monitor, MonitorError, Stream, VmmConfig, native, stream};
 use crate::emulated::{EmulatedError, EmulatedHost, RemoteListener, RemoteMonitor};
 use crate::groups::{self, Allowance, GroupError, Quarters, Share};
 use crate::timeline::Recorder;

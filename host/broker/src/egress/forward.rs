@@ -10,21 +10,20 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use midge_policy::{HostName, Request, Scheme};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::admit::Pass;
 use super::refuse::Refused;
+use super::say::{IDLE_TIMEOUT, say, say_piece};
 use super::{EgressDoor, Guest};
-use crate::http::{BadHead, Conn, Decoder, Framing, Head, ReadError, ResponseHead, end_chunk, put_chunk};
+use crate::http::{BadHead, Conn, Decoder, Framing, Head, ReadError, ResponseHead, end_chunk};
 use crate::stream::{AnyStream, ReadHalf, Socket, Splice, WriteHalf, split};
 use crate::veil::{Veil, Veiled};
 
 /// How long a server may take until it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long either side may be silent inside a body.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// A body with less left than this, in bytes, is not worth a pipe.
 const SPLICED_MIN_BYTES: u64 = 256 << 10;
 /// How long TLS may take to be agreed on.
@@ -379,26 +378,4 @@ impl Back<'_> {
 
 fn told(error: &io::Error) -> Trouble {
     Trouble::Tell(Refused::server(error, "sending to the server"))
-}
-
-async fn say(to: &mut (impl AsyncWrite + Unpin), parts: &[&[u8]]) -> io::Result<()> {
-    let said = async {
-        for part in parts {
-            to.write_all(part).await?;
-        }
-        to.flush().await
-    };
-    tokio::time::timeout(IDLE_TIMEOUT, said).await?
-}
-
-async fn say_piece(to: &mut (impl AsyncWrite + Unpin), piece: &[u8], chunked: bool) -> io::Result<()> {
-    if piece.is_empty() {
-        return Ok(());
-    }
-    if !chunked {
-        return say(to, &[piece]).await;
-    }
-    let mut line = Vec::with_capacity(16);
-    put_chunk(&mut line, piece.len());
-    say(to, &[&line, piece, end_chunk(false)]).await
 }
