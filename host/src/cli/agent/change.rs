@@ -69,9 +69,9 @@ pub(in crate::cli) fn watch(
 struct Stamp(u64, u64, i64, i64);
 
 impl Stamp {
-    /// Nothing while the file is not there: whoever replaces it is not done.
+    /// Nothing while the file is not there: whoever replaces it is not done. Nothing of what is no file, either: a pipe is read once.
     fn of(path: &str) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
+        let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         Some(Self(meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
     }
 }
@@ -124,5 +124,6 @@ mod tests {
         fs::write(dir.path().join("next"), "ab").unwrap();
         fs::rename(dir.path().join("next"), &path).unwrap();
         assert!(first != second && second != stamp().unwrap());
+        assert!(Stamp::of(dir.path().to_str().unwrap()).is_none(), "no file");
     }
 }
