@@ -226,7 +226,8 @@ fn a_send_that_is_cancelled_before_its_answer_is_not_known_and_what_came_is_told
     let outcome = call_with(&bench.peer, sending(), &cancel);
     bench.host.join().unwrap();
     assert_eq!(outcome.ending, Ending::Cancelled);
-    let told = format!("[it is not known whether the message was sent to b: cancelled]\n{FROM_B}\n> first\n");
+    let told = format!("[it is not known whether the message was sent to b: cancelled]\n{FROM_B}\n> first");
+    // Whether more could have come depends on when the host hangs up.
     assert!(outcome.text.starts_with(&told), "{}", outcome.text);
 }
 
