@@ -95,6 +95,8 @@ fn text(path: impl AsRef<Path>) -> String {
 /// model of its own, one that its parent gives up.
 fn child_works_and_its_parent_takes_what_it_changed(context: &Context) {
     let shell = |command: &str| call("shell", &json!({"command": command}));
+    // Long enough for the child to begin.
+    let patience_s = context.scaled(2, 15);
     // The copy has its parent's files, what that changed too, and none of its processes.
     let changes = "cat mine.txt; echo from a child > note.txt; rm gone.txt; mkdir sub; echo new > sub/new.txt; echo loops $(cat /proc/[0-9]*/comm | grep -cx turn)";
     let steps = json!([
@@ -110,8 +112,8 @@ fn child_works_and_its_parent_takes_what_it_changed(context: &Context) {
         {"expect": ["write a file"], "parts": [shell("echo by a model > task.txt")]},
         {"parts": [{"text": "The file is written."}]},
         {"expect": ["The file is written.", "A task.txt"],
-         "parts": [call("fork", &json!({"command": "sleep 1000", "timeout_s": 2}))]},
-        {"expect": ["did not end within 2 s"], "parts": [shell("cat note.txt sub/new.txt; ls")]},
+         "parts": [call("fork", &json!({"command": "sleep 1000", "timeout_s": patience_s}))]},
+        {"expect": [format!("did not end within {patience_s} s")], "parts": [shell("cat note.txt sub/new.txt; ls")]},
         {"expect": ["from a child"], "parts": [{"text": "Shared."}]},
     ]);
     let rig = Rig::new(POLICY, &steps);

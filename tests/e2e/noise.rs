@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A sandbox among neighbours that try to hurt whoever is beside them. Each is held by its own kernel, its monitor's bounds and
-//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_RUNS` says how many there are.
+//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_RUNS` says how many there are. Natively only:
+//! a template that is held with a small part of an emulated processor does not come up reliably.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,11 @@ use crate::harness::skip;
 use crate::templates::asked;
 
 crate::tests!("noise":
-    Guest neighbours_that_try_to_hurt_are_held,
+    NativeGuest neighbours_that_try_to_hurt_are_held,
 );
 
 fn neighbours_that_try_to_hurt_are_held(context: &Context) {
-    if context.scaled(!has_cpu(), false) {
+    if !has_cpu() {
         skip("this machine gives no control groups that limit processor time");
     }
     inside(context, "noisy", None);
