@@ -16,7 +16,7 @@ use crate::cycles::{private_kib, quantile};
 use crate::forks::{name, small};
 use crate::groups::{has_cpu, inside, settles, usage};
 use crate::harness::skip;
-use crate::templates::asked;
+use crate::templates::rounds;
 
 crate::tests!("noise":
     NativeGuest neighbours_that_try_to_hurt_are_held,
@@ -51,6 +51,8 @@ while True:
     ),
 ];
 
+/// Commands that are measured, alone and beside them.
+const TRIPS: u32 = 100;
 /// Processor time that all neighbours may have together, in percent of one processor.
 const NEIGHBOURS_CPU_PERCENT: u32 = 50;
 /// Most that the slow commands of a sandbox may be slowed down by its neighbours.
@@ -124,13 +126,11 @@ async fn held(neighbours: u32) -> Held {
 
 /// The time from an exec to its end, alone and among neighbours, in one run.
 pub(crate) async fn noisy() {
-    let is_emulated = std::env::var_os("MIDGE_EMULATED_HOST").is_some();
-    let (count, trips) = if is_emulated { (3, 30) } else { (50, 100) };
-    let count = asked().and_then(|count| u32::try_from(count).ok()).unwrap_or(count);
+    let count = u32::try_from(rounds(50, 3)).expect("fits");
     let measured = small().start().await.expect("starts");
     let held = held(count).await;
     round_trips(&measured, 3).await;
-    let quiet = round_trips(&measured, trips).await;
+    let quiet = round_trips(&measured, TRIPS).await;
     tell("alone", &quiet);
     let own = Some(std::process::id());
     let before_kib = private_kib(own).unwrap_or(0);
@@ -142,7 +142,7 @@ pub(crate) async fn noisy() {
         neighbour.used_us().await;
     }
     let start = Instant::now();
-    let loud = round_trips(&measured, trips).await;
+    let loud = round_trips(&measured, TRIPS).await;
     tell(&format!("beside {count}"), &loud);
     let mut used_us = 0;
     for neighbour in &mut neighbours {

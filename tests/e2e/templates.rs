@@ -32,12 +32,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a row is: `MIDGE_TEST_RUNS`, where the machine is fast enough for it.
 pub(crate) fn rounds(native: u64, emulated: u64) -> u64 {
-    if std::env::var_os("MIDGE_EMULATED_HOST").is_some() { emulated } else { asked().unwrap_or(native) }
-}
-
-/// The length of a row that somebody asked for.
-pub(crate) fn asked() -> Option<u64> {
-    std::env::var("MIDGE_TEST_RUNS").ok().and_then(|count| count.parse().ok())
+    let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|count| count.parse().ok());
+    if std::env::var_os("MIDGE_EMULATED_HOST").is_some() { emulated } else { asked.unwrap_or(native) }
 }
 
 fn create(context: &Context, name: &str) -> crate::context::Call {
