@@ -61,9 +61,18 @@ pub struct Allowance {
     /// The disk's device, `major:minor`, and bytes a second, each way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<(String, u64)>,
+    /// Of a template that is brought into memory: what is limited to a share is each of its forks. Nobody who asked for slow
+    /// sandboxes asked for a slow start of all of them, and a resident has no guest that could use more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_rest: bool,
 }
 
 impl Allowance {
+    /// What a fork may have of a resident with this allowance.
+    fn of_fork(&self) -> Self {
+        Self { at_rest: false, ..self.clone() }
+    }
+
     /// Most memory, in bytes, of a monitor whose guest was copied `copies` times: what the guest writes after that comes on
     /// top of what its copies share with it.
     fn memory_max_bytes(&self, copies: u64) -> u64 {
@@ -83,6 +92,9 @@ impl Allowance {
             (Controller::Memory, "memory.oom.group", "1".to_owned()),
             (Controller::Pids, "pids.max", self.cpus.saturating_add(SPARE_PROCESSES).to_string()),
         ];
+        if self.at_rest {
+            return all;
+        }
         if let Some(percent) = self.cpu_percent {
             let quota_us = u64::from(percent) * CPU_PERIOD_US / 100;
             all.push((Controller::Cpu, "cpu.max", format!("{quota_us} {CPU_PERIOD_US}")));
@@ -264,7 +276,7 @@ impl Quarters {
         };
         let Some(resident) = resident else { return Ok(()) };
         let made = base().and_then(|base| {
-            let group = Group::make(base, &self.allowance)?;
+            let group = Group::make(base, &self.allowance.of_fork())?;
             group.move_in(&resident).map(|()| group)
         });
         let mut state = self.state();
@@ -280,7 +292,7 @@ impl Quarters {
     pub(crate) fn hand_over(&self) -> Arc<Self> {
         let jail = self.jail();
         let home = self.state().next.take();
-        Self::new(self.allowance.clone(), State { home, jail, ..State::default() })
+        Self::new(self.allowance.of_fork(), State { home, jail, ..State::default() })
     }
 
     /// Removes each group, once those who lived there have gone; one that others live in as well goes with the last of them.

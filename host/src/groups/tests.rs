@@ -4,7 +4,7 @@
 use super::*;
 
 fn allowance() -> Allowance {
-    Allowance { memory_mib: 1024, cpus: 2, cpu_percent: None, io: None }
+    Allowance { memory_mib: 1024, cpus: 2, cpu_percent: None, io: None, at_rest: false }
 }
 
 #[test]
@@ -15,7 +15,9 @@ fn limits_follow_from_the_size_of_the_guest() {
     assert_eq!(of("memory.max"), Some(most_bytes.to_string().as_str()));
     assert_eq!((of("memory.swap.max"), of("memory.oom.group"), of("pids.max")), (Some("0"), Some("1"), Some("34")));
     assert_eq!((of("cpu.max"), of("io.max")), (None, None), "nothing that was not asked for");
-    let asked = Allowance { cpu_percent: Some(50), io: Some(("8:0".to_owned(), 1 << 20)), ..allowance() }.settings();
+    let held = Allowance { cpu_percent: Some(50), io: Some(("8:0".to_owned(), 1 << 20)), at_rest: true, ..allowance() };
+    assert_eq!(held.settings(), settings, "what a template at rest may have is not its forks' share");
+    let asked = held.of_fork().settings();
     assert!(asked.contains(&(Controller::Cpu, "cpu.max", "50000 100000".to_owned())));
     assert!(asked.contains(&(Controller::Io, "io.max", "8:0 rbps=1048576 wbps=1048576".to_owned())));
 }

@@ -162,7 +162,9 @@ impl VmmConfig {
     /// What its monitor may take of the machine. Its disks' files are on the block device `device`.
     pub(super) fn allowance(&self, share: &Share, device: Option<String>) -> Allowance {
         let io = share.io_mib_s.zip(device).map(|(mib_s, device)| (device, mib_s.saturating_mul(1 << 20)));
-        Allowance { memory_mib: self.memory_max_mib(), cpus: self.cpus, cpu_percent: share.cpu_percent, io }
+        let (memory_mib, cpu_percent) = (self.memory_max_mib(), share.cpu_percent);
+        let at_rest = self.restore.as_ref().is_some_and(|restore| restore.resident);
+        Allowance { memory_mib, cpus: self.cpus, cpu_percent, io, at_rest }
     }
 
     /// The file that the guest writes to, or else one that it reads.

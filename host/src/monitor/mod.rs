@@ -134,7 +134,10 @@ async fn reached(
         biased;
         () = has_come => Ok(()),
         end = Monitor::wait_end(ended) => Err(end),
-        () = tokio::time::sleep(limit) => Err(Arc::new(End::lost("it did not come to running"))),
+        () = tokio::time::sleep(limit) => Err(Arc::new(End::lost(&format!(
+            "it did not come to running within {} s; a machine with less to do, or a larger part of it, is quicker",
+            limit.as_secs()
+        )))),
     }
 }
 
