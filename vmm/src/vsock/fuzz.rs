@@ -5,6 +5,7 @@
 //! a byte, and nothing stands still that could move.
 
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
 use super::connection::{HostEffect, Phase};
 use super::model::{Endpoint, GUEST_CID, HOST_PORT, REQUEST, RST, RW, Wire};
@@ -15,14 +16,21 @@ use super::table::{ConnectionId, WINDOW_BYTES};
 /// Connections of one input, both directions together.
 const PAIRS_MAX: usize = 6;
 
-/// The byte at a place of a stream; the two directions differ.
-fn byte(to_guest: bool, at: usize) -> u8 {
-    let [low, middle, ..] = (at + usize::from(to_guest) * 77).to_le_bytes();
-    low.wrapping_mul(31) ^ middle
-}
+/// What streams consist of, over and over: made once, since most of an input's time went into making it.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let byte = |[low, high]: [u8; 2]| low.wrapping_mul(31) ^ high;
+    (0..=u16::MAX).map(|at| byte(at.to_le_bytes())).collect()
+});
 
+/// That many bytes from a place of a stream; the two directions differ.
 fn bytes(to_guest: bool, from: usize, len: usize) -> Vec<u8> {
-    (from..from + len).map(|at| byte(to_guest, at)).collect()
+    let start = from + usize::from(to_guest) * 77;
+    let mut made = Vec::with_capacity(len);
+    while made.len() < len {
+        let rest = &PATTERN[(start + made.len()) % PATTERN.len()..];
+        made.extend_from_slice(&rest[..rest.len().min(len - made.len())]);
+    }
+    made
 }
 
 fn check(to_guest: bool, from: usize, found: &[u8]) {
