@@ -177,7 +177,8 @@ fn roomy() -> Builder {
     small().mem_mib(if is_emulated() { 128 } else { 256 })
 }
 
-fn is_emulated() -> bool {
+/// Whether a body runs for the emulated host.
+pub(crate) fn is_emulated() -> bool {
     std::env::var_os("MIDGE_EMULATED_HOST").is_some()
 }
 

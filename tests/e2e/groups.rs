@@ -13,7 +13,7 @@ use midge::template::{Held, Plan, Template};
 use nix::sys::signal::Signal;
 
 use crate::context::Context;
-use crate::forks::{name, text_of};
+use crate::forks::{is_emulated, name, text_of};
 use crate::harness::{skip, with_rounds};
 
 crate::tests!("groups":
@@ -88,8 +88,7 @@ fn monitors_live_in_groups_of_their_own(context: &Context) {
 
 /// Whether a limit of processor time can be kept here.
 pub(crate) fn has_cpu() -> bool {
-    let is_emulated = std::env::var_os("MIDGE_EMULATED_HOST").is_some();
-    is_emulated || Base::look(Path::new("/")).is_ok_and(|base| base.controllers().contains(&Controller::Cpu))
+    is_emulated() || Base::look(Path::new("/")).is_ok_and(|base| base.controllers().contains(&Controller::Cpu))
 }
 
 fn processor_time_is_limited_where_that_is_asked_for(context: &Context) {

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::context::Context;
 use crate::cycles::{private_kib, quantile};
-use crate::forks::{name, small};
+use crate::forks::{is_emulated, name, small};
 use crate::groups::{has_cpu, inside, settles, usage};
 use crate::harness::skip;
 use crate::templates::rounds;
@@ -127,7 +127,7 @@ async fn held(neighbours: u32) -> Held {
 /// The time from an exec to its end, alone and among neighbours, in one run.
 pub(crate) async fn noisy() {
     let count = u32::try_from(rounds(50, 3)).expect("fits");
-    let trips = if std::env::var_os("MIDGE_EMULATED_HOST").is_some() { TRIPS_EMULATED } else { TRIPS };
+    let trips = if is_emulated() { TRIPS_EMULATED } else { TRIPS };
     let measured = small().start().await.expect("starts");
     let held = held(count).await;
     round_trips(&measured, 3).await;
