@@ -5,7 +5,8 @@
 //! `cargo test -p midge-tests --test e2e -- [FILTER]`. Variables: `MIDGE_BIN_DIR` (binaries under test),
 //! `MIDGE_REQUIRE_EMULATED=1` (a skip in the emulated host fails), `MIDGE_TEST_NATIVE_KERNEL` (a kernel for
 //! this machine's KVM where ours cannot run), `MIDGE_TEST_RUNS` (length of the long rows), `MIDGE_TEST_SIGNALS` (how many more
-//! moments a signal comes at).
+//! moments a signal comes at), `MIDGE_TEST_NEIGHBOURS` (how many the noise test has) and `MIDGE_TEST_HOST_MIB` (memory of the
+//! emulated host; fifty neighbours need more than its 4,096).
 
 #![expect(clippy::panic, reason = "a test fails by panicking; clippy does not see that this whole binary is tests")]
 

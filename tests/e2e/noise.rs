@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A sandbox among neighbours that try to hurt whoever is beside them. Each is held by its own kernel, its monitor's bounds and
-//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_RUNS` says how many there are.
+//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_NEIGHBOURS` says how many there are.
 
 use std::time::{Duration, Instant};
 
@@ -71,10 +71,11 @@ impl Neighbour {
     async fn start(held: &Held, index: usize, count: usize) -> Self {
         let mine = || (index % HURTS.len()..HURTS.len()).step_by(count).map(|which| HURTS[which]);
         let what = mine().map(|(what, _)| what).collect::<Vec<_>>().join(", ");
-        let sandbox = held.fork().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let sandbox = held.fork().await.unwrap_or_else(|error| panic!("{what}: {}", midge::error::chain(&error)));
         for (_, script) in mine() {
             let hurt = Exec::new(["sh", "-c", script]).user("root");
-            let mut running = sandbox.exec(hurt).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+            let mut running =
+                sandbox.exec(hurt).await.unwrap_or_else(|error| panic!("{what}: {}", midge::error::chain(&error)));
             let mut said = running.stdout.take().expect("piped");
             // It is listened to: what a neighbour says costs the host something.
             tokio::spawn(async move {
@@ -124,9 +125,14 @@ async fn held(neighbours: u32) -> Held {
     held.expect("comes up")
 }
 
+/// How many there are: `MIDGE_TEST_NEIGHBOURS`, or fewer where they are slow.
+fn neighbours_asked() -> u64 {
+    std::env::var("MIDGE_TEST_NEIGHBOURS").ok().and_then(|count| count.parse().ok()).unwrap_or_else(|| rounds(50, 3))
+}
+
 /// The time from an exec to its end, alone and among neighbours, in one run.
 pub(crate) async fn noisy() {
-    let count = u32::try_from(rounds(50, 3)).expect("fits");
+    let count = u32::try_from(neighbours_asked()).expect("fits");
     let trips = if is_emulated() { TRIPS_EMULATED } else { TRIPS };
     let measured = small().start().await.expect("starts");
     let held = held(count).await;
@@ -135,9 +141,15 @@ pub(crate) async fn noisy() {
     tell("alone", &quiet);
     let own = Some(std::process::id());
     let before_kib = private_kib(own).unwrap_or(0);
-    let mut neighbours = Vec::new();
+    let held = std::sync::Arc::new(held);
+    let mut starting = tokio::task::JoinSet::new();
     for index in 0..count as usize {
-        neighbours.push(Neighbour::start(&held, index, count as usize).await);
+        let held = std::sync::Arc::clone(&held);
+        starting.spawn(async move { Neighbour::start(&held, index, count as usize).await });
+    }
+    let mut neighbours = Vec::new();
+    while let Some(started) = starting.join_next().await {
+        neighbours.push(started.expect("starts"));
     }
     for neighbour in &mut neighbours {
         neighbour.used_us().await;

@@ -56,7 +56,8 @@ impl Place {
         let text = |error: &dyn std::error::Error| midge::error::chain(error);
         let cache = Cache::open().map_err(|error| text(&error))?;
         let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
-        Self::start(options.map_err(|error| text(&error))?)
+        let mem_mib = std::env::var("MIDGE_TEST_HOST_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(4096);
+        Self::start(EmulatedOptions { mem_mib, ..options.map_err(|error| text(&error))? })
     }
 
     /// Starts one with these programs in it, each under its path there, in place of those of `bin`.

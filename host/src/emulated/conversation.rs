@@ -2,14 +2,16 @@
 //! One TCP connection to the outpost: the request, its answer, and the bytes behind it. Knows no operation by name.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Mutex;
 
-use super::wire::{Op, Request};
+use super::wire::{GREETING, Op, Request};
 use super::{EmulatedError, io_error, qemu};
 
 /// Longest answer line of the outpost.
@@ -22,6 +24,44 @@ fn no_answer() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER_MAX.as_secs()))
 }
 
+/// Where an emulated host is reached; clones are the same one.
+///
+/// One connection at a time comes in. QEMU's user network listens with a backlog of one: what comes beside seems to be
+/// connected, but is not, tries again later and later, and is given up after a minute; of a hundred at once most are lost.
+#[derive(Debug, Clone)]
+pub(super) struct Entrance {
+    port: u16,
+    free: Arc<Mutex<()>>,
+}
+
+impl Entrance {
+    /// This port of the loopback.
+    pub(super) fn new(port: u16) -> Self {
+        Self { port, free: Arc::default() }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Comes in, and asks.
+    pub(super) async fn open(&self, request: &[u8]) -> io::Result<Connection> {
+        let _free = self.free.lock().await;
+        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).await?;
+        stream.set_nodelay(true)?;
+        let (reader, mut writer) = stream.into_split();
+        writer.write_all(request).await?;
+        // One byte at a time is read ahead, so that what follows an answer can be handed on with the socket.
+        let mut connection = Connection { reader: BufReader::with_capacity(1, reader), writer };
+        let greeting = connection.answer().await?;
+        if greeting == GREETING {
+            Ok(connection)
+        } else {
+            Err(io::Error::other(format!("not an outpost: {greeting:?}")))
+        }
+    }
+}
+
 /// One conversation with the outpost.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -30,15 +70,6 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn open(address: SocketAddr, request: &[u8]) -> io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let (reader, mut writer) = stream.into_split();
-        writer.write_all(request).await?;
-        // One byte at a time is read ahead, so that what follows an answer can be handed on with the socket.
-        Ok(Self { reader: BufReader::with_capacity(1, reader), writer })
-    }
-
     /// The next answer line.
     pub(super) async fn answer(&mut self) -> io::Result<String> {
         let line = qemu::line(&mut self.reader, MAX_ANSWER_BYTES).await?;
@@ -61,19 +92,19 @@ pub(super) fn request(token: &str, op: Op) -> Vec<u8> {
 }
 
 /// Opens a conversation that is answered at once.
-pub(super) async fn converse(address: SocketAddr, request: &[u8], doing: &str) -> Result<Connection, EmulatedError> {
-    expect(address, request, doing, "OK").await
+pub(super) async fn converse(entrance: &Entrance, request: &[u8], doing: &str) -> Result<Connection, EmulatedError> {
+    expect(entrance, request, doing, "OK").await
 }
 
 /// Opens a `listen` conversation, up to the point where the port is bound.
-pub(super) async fn bind(address: SocketAddr, request: &[u8]) -> Result<Connection, EmulatedError> {
-    expect(address, request, "listening for the guest", "BOUND").await
+pub(super) async fn bind(entrance: &Entrance, request: &[u8]) -> Result<Connection, EmulatedError> {
+    expect(entrance, request, "listening for the guest", "BOUND").await
 }
 
-async fn expect(address: SocketAddr, request: &[u8], doing: &str, wanted: &str) -> Result<Connection, EmulatedError> {
+async fn expect(entrance: &Entrance, request: &[u8], doing: &str, wanted: &str) -> Result<Connection, EmulatedError> {
     let failed = |source| io_error(&format!("{doing} on the emulated host"), source);
     let asked = async {
-        let mut connection = Connection::open(address, request).await?;
+        let mut connection = entrance.open(request).await?;
         let answer = connection.answer().await?;
         Ok((connection, answer))
     };

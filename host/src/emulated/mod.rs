@@ -19,7 +19,7 @@ mod twins;
 mod wire;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -35,7 +35,7 @@ use crate::groups::Allowance;
 use crate::initramfs::{self, InitramfsError};
 use crate::kernel::{self, Flavour, KernelError};
 use crate::progress::Watch;
-use conversation::{Connection, bind, converse, request};
+use conversation::{Connection, Entrance, bind, converse, request};
 use wire::{MAX_LINE_BYTES, Op, Output};
 
 /// How long an emulated host may take to start: ten times what it does on a busy machine.
@@ -152,7 +152,7 @@ impl EmulatedOptions {
 pub struct EmulatedHost {
     /// `None` where another process started it ([`share`]).
     own: Option<Own>,
-    address: SocketAddr,
+    entrance: Entrance,
     token: String,
     boot_ms: u64,
 }
@@ -180,7 +180,7 @@ pub struct RemoteMonitor {
 /// Takes a guest's connections to one port of its host.
 #[derive(Debug)]
 pub struct RemoteListener {
-    address: SocketAddr,
+    entrance: Entrance,
     request: Vec<u8>,
     /// Bound, and waiting for the guest.
     next: Connection,
@@ -199,15 +199,15 @@ impl EmulatedHost {
         let started = start_on_free_port(&program, opts, token_file.path()).await;
         watch.end("");
         let (qemu, port) = started?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let entrance = Entrance::new(port);
         let line = request(&token, Op::Hold);
         let hold =
-            converse(address, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
+            converse(&entrance, &line, "holding a connection").await.map_err(|err| with_console(err, Some(&qemu)))?;
         let boot_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(boot_ms, port, "the emulated host is ready");
         // It was read when the outpost started; gone now, it cannot outlive a `midge` that is killed.
         drop(token_file);
-        Ok(Self { own: Some(Own { qemu, _hold: hold }), address, token, boot_ms })
+        Ok(Self { own: Some(Own { qemu, _hold: hold }), entrance, token, boot_ms })
     }
 
     /// QEMU, where it is installed.
@@ -261,8 +261,8 @@ impl EmulatedHost {
     /// [`EmulatedError::Refused`], or the emulated host is gone.
     pub async fn listen(&self, id: &str, port: u32) -> Result<RemoteListener, EmulatedError> {
         let request = request(&self.token, Op::Listen { id: id.to_owned(), port });
-        let next = bind(self.address, &request).await.map_err(|err| with_console(err, self.qemu()))?;
-        Ok(RemoteListener { address: self.address, request, next })
+        let next = bind(&self.entrance, &request).await.map_err(|err| with_console(err, self.qemu()))?;
+        Ok(RemoteListener { entrance: self.entrance.clone(), request, next })
     }
 
     /// Kills a monitor.
@@ -286,7 +286,7 @@ impl EmulatedHost {
     }
 
     async fn ask(&self, op: Op, doing: &str) -> Result<Connection, EmulatedError> {
-        let asked = converse(self.address, &request(&self.token, op), doing).await;
+        let asked = converse(&self.entrance, &request(&self.token, op), doing).await;
         asked.map_err(|err| with_console(err, self.qemu()))
     }
 }
@@ -301,7 +301,7 @@ impl RemoteListener {
         if answer != "OK" {
             return Err(io::Error::other(format!("the emulated host answered {answer:?}")));
         }
-        let again = bind(self.address, &self.request).await.map_err(io::Error::other)?;
+        let again = bind(&self.entrance, &self.request).await.map_err(io::Error::other)?;
         std::mem::replace(&mut self.next, again).whole().map_err(io::Error::other)
     }
 }

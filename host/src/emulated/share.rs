@@ -7,13 +7,12 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EmulatedError, EmulatedHost, io_error};
+use super::{EmulatedError, EmulatedHost, Entrance, io_error};
 
 /// Names the file of a running emulated host.
 pub const VARIABLE: &str = "MIDGE_EMULATED_HOST";
@@ -42,7 +41,7 @@ impl EmulatedHost {
     /// [`EmulatedError::Io`]: the file is there already, or cannot be written.
     pub fn share(&self, file: &Path) -> Result<(), EmulatedError> {
         let failed = |source| io_error(&format!("writing {}", file.display()), source);
-        let shared = Shared { port: self.address.port(), token: self.token.clone(), boot_ms: self.boot_ms };
+        let shared = Shared { port: self.entrance.port(), token: self.token.clone(), boot_ms: self.boot_ms };
         let text = serde_json::to_vec(&shared).map_err(|error| failed(error.into()))?;
         let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
         out.write_all(&text).map_err(failed)
@@ -59,8 +58,7 @@ impl EmulatedHost {
         }
         let text = fs::read(file).map_err(failed)?;
         let shared: Shared = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, shared.port));
-        Ok(Self { own: None, address, token: shared.token, boot_ms: shared.boot_ms })
+        Ok(Self { own: None, entrance: Entrance::new(shared.port), token: shared.token, boot_ms: shared.boot_ms })
     }
 }
 
@@ -70,8 +68,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     fn host(port: u16) -> EmulatedHost {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        EmulatedHost { own: None, address, token: "t0".into(), boot_ms: 7 }
+        EmulatedHost { own: None, entrance: Entrance::new(port), token: "t0".into(), boot_ms: 7 }
     }
 
     #[test]
@@ -81,7 +78,7 @@ mod tests {
         host(4321).share(&file).unwrap();
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let attached = EmulatedHost::attach(&file).unwrap();
-        assert_eq!((attached.address.port(), attached.token.as_str(), attached.boot_ms()), (4321, "t0", 7));
+        assert_eq!((attached.entrance.port(), attached.token.as_str(), attached.boot_ms()), (4321, "t0", 7));
         assert_eq!(attached.pid(), None);
         assert!(host(1).share(&file).is_err(), "a file that is there is not overwritten");
     }

@@ -6,16 +6,21 @@ use super::*;
 use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpListener as Listener;
 
-/// A peer that checks one request for its `op` and then says `answer`, keeping the connection until the other end closes.
-async fn outpost(op: &'static str, answer: &'static [u8]) -> SocketAddr {
+async fn listen() -> (Listener, Entrance) {
     let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let entrance = Entrance::new(listener.local_addr().unwrap().port());
+    (listener, entrance)
+}
+
+/// A peer that checks one request for its `op` and then says `answer`, keeping the connection until the other end closes.
+async fn outpost(op: &'static str, answer: &'static [u8]) -> Entrance {
+    let (listener, entrance) = listen().await;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(one_conversation(stream, op, answer));
         }
     });
-    address
+    entrance
 }
 
 async fn one_conversation(stream: TcpStream, op: &str, answer: &[u8]) {
@@ -24,15 +29,16 @@ async fn one_conversation(stream: TcpStream, op: &str, answer: &[u8]) {
     let mut line = String::new();
     reader.read_line(&mut line).await.unwrap();
     assert!(line.contains(&format!("\"op\":\"{op}\"")), "{line}");
+    writer.write_all(b"HELLO\n").await.unwrap();
     writer.write_all(answer).await.unwrap();
     let _ = reader.read_line(&mut line).await;
 }
 
 #[tokio::test]
 async fn stream_begins_right_after_the_answer() {
-    let address = outpost("connect", b"OK\nfirst bytes").await;
+    let entrance = outpost("connect", b"OK\nfirst bytes").await;
     let line = request("t", Op::Connect { id: "a".into(), port: 5 });
-    let mut stream = converse(address, &line, "connecting").await.unwrap().whole().unwrap();
+    let mut stream = converse(&entrance, &line, "connecting").await.unwrap().whole().unwrap();
     let mut bytes = [0; 11];
     stream.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"first bytes");
@@ -40,17 +46,17 @@ async fn stream_begins_right_after_the_answer() {
 
 #[tokio::test]
 async fn refusal_is_told_with_its_reason() {
-    let address = outpost("signal", b"ERR no sandbox \"a\" runs\n").await;
+    let entrance = outpost("signal", b"ERR no sandbox \"a\" runs\n").await;
     let line = request("t", Op::Signal { id: "a".into(), signal: 9 });
-    let text = converse(address, &line, "killing a monitor").await.unwrap_err().to_string();
+    let text = converse(&entrance, &line, "killing a monitor").await.unwrap_err().to_string();
     assert_eq!(text, "killing a monitor on the emulated host: no sandbox \"a\" runs");
 }
 
 #[tokio::test]
 async fn dropped_memory_is_told_in_bytes() {
     for (answer, bytes) in [(&b"OK\n8192\n"[..], Some(8192)), (b"OK\nmany\n", None), (b"ERR no\n", None)] {
-        let address = outpost("discard", answer).await;
-        let host = EmulatedHost { own: None, address, token: "t".into(), boot_ms: 0 };
+        let entrance = outpost("discard", answer).await;
+        let host = EmulatedHost { own: None, entrance, token: "t".into(), boot_ms: 0 };
         assert_eq!(host.discard("a", vec![(0, 4096), (8192, 4096)]).await.ok(), bytes);
     }
 }
@@ -58,29 +64,66 @@ async fn dropped_memory_is_told_in_bytes() {
 #[tokio::test]
 async fn hanging_up_and_endless_answers_are_errors() {
     let line = request("t", Op::Hold);
-    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (listener, entrance) = listen().await;
     tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-    assert!(matches!(converse(address, &line, "x").await, Err(EmulatedError::Io { .. })));
+    assert!(matches!(converse(&entrance, &line, "x").await, Err(EmulatedError::Io { .. })));
     let noise: &'static [u8] = Box::leak(vec![b'x'; MAX_ANSWER_BYTES * 2].into_boxed_slice());
-    let address = outpost("hold", noise).await;
-    assert!(matches!(converse(address, &line, "x").await, Err(EmulatedError::Refused { .. })));
+    let entrance = outpost("hold", noise).await;
+    assert!(matches!(converse(&entrance, &line, "x").await, Err(EmulatedError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn one_connection_comes_in_at_a_time() {
+    let (listener, entrance) = listen().await;
+    let serve = async {
+        let mut served = Vec::new();
+        for _ in 0..20 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Whoever does not wait comes now.
+            let beside = tokio::time::timeout(Duration::from_millis(5), listener.accept()).await;
+            assert!(beside.is_err(), "{beside:?}");
+            stream.write_all(b"HELLO\n").await.unwrap();
+            served.push(stream);
+        }
+        // Those who have arrived do not keep others from it, however long their answers take.
+        for mut stream in served {
+            stream.write_all(b"OK\n").await.unwrap();
+        }
+    };
+    let line = request("t", Op::Hold);
+    let asked = (0..20).map(|_| {
+        let (entrance, line) = (entrance.clone(), line.clone());
+        tokio::spawn(async move { converse(&entrance, &line, "x").await.map(drop) })
+    });
+    let asked: Vec<_> = asked.collect();
+    serve.await;
+    for one in asked {
+        one.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_outpost_is_told() {
+    let (listener, entrance) = listen().await;
+    tokio::spawn(async move { listener.accept().await.unwrap().0.write_all(b"OK\n").await });
+    let error = converse(&entrance, &request("t", Op::Hold), "x").await.unwrap_err();
+    assert!(crate::error::chain(&error).contains("not an outpost: \"OK\""), "{error}");
 }
 
 /// An emulator that was stopped still has its connections accepted, by its kernel.
 #[tokio::test(start_paused = true)]
 async fn silence_is_an_error_in_the_end() {
-    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-    let asked = converse(listener.local_addr().unwrap(), &request("t", Op::Hold), "holding a connection").await;
+    let (_listener, entrance) = listen().await;
+    let asked = converse(&entrance, &request("t", Op::Hold), "holding a connection").await;
     let Err(EmulatedError::Io { doing, source }) = asked else { panic!("{asked:?}") };
     assert_eq!((doing.as_str(), source.kind()), ("holding a connection on the emulated host", io::ErrorKind::TimedOut));
 }
 
 #[tokio::test]
 async fn listener_binds_before_the_guest_comes_and_again_after() {
-    let address = outpost("listen", b"BOUND\nOK\nfrom the guest").await;
+    let entrance = outpost("listen", b"BOUND\nOK\nfrom the guest").await;
     let line = request("t", Op::Listen { id: "a".into(), port: 1025 });
-    let mut listener = RemoteListener { address, next: bind(address, &line).await.unwrap(), request: line };
+    let mut listener = RemoteListener { next: bind(&entrance, &line).await.unwrap(), entrance, request: line };
     for _ in 0..3 {
         let mut stream = listener.accept().await.unwrap();
         let mut bytes = [0; 14];
@@ -90,8 +133,8 @@ async fn listener_binds_before_the_guest_comes_and_again_after() {
 }
 
 async fn delivered(output: &'static [u8]) -> (String, String, Option<ExitStatus>) {
-    let address = outpost("hold", output).await;
-    let connection = Connection::open(address, &request("t", Op::Hold)).await.unwrap();
+    let entrance = outpost("hold", output).await;
+    let connection = entrance.open(&request("t", Op::Hold)).await.unwrap();
     let (mut events, events_in) = duplex(1 << 16);
     let (mut stderr, stderr_in) = duplex(1 << 16);
     let (status_in, status) = oneshot::channel();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What this side and the outpost inside the emulated host say to each other. Data and text only; no I/O.
 //!
-//! Every conversation is a TCP connection. It opens with one line of JSON, a [`Request`]; the outpost answers with a line
-//! `OK`, or `ERR` and a reason, and closes. After `OK` the connection carries:
+//! Every conversation is a TCP connection. The outpost begins with a line `HELLO`, and whoever came with one line of JSON, a
+//! [`Request`], without waiting for it; the outpost answers with a line `OK`, or `ERR` and a reason, and closes. After `OK` the connection carries:
 //!
 //! | request | from here | from the outpost |
 //! | --- | --- | --- |
@@ -28,6 +28,8 @@ pub(super) const RUN_DIR: &str = "/run/midge";
 pub(super) const PORT: u16 = 7000;
 /// What it prints on the console when it listens.
 pub(super) const READY: &str = "midge-outpost: ready";
+/// The first line of the outpost: the connection has arrived.
+pub(super) const GREETING: &str = "HELLO";
 /// Names the token's file on the kernel command line, as a path of the real host.
 pub(super) const TOKEN_WORD: &str = "midge.token=";
 /// Longest request line. A monitor's configuration is a few hundred bytes.

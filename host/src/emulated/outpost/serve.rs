@@ -10,7 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::super::qemu::line;
-use super::super::wire::{MAX_REQUEST_BYTES, Op, Request, socket};
+use super::super::wire::{GREETING, MAX_REQUEST_BYTES, Op, Request, socket};
 use super::{Outpost, monitors};
 use crate::groups::Usage;
 
@@ -28,6 +28,7 @@ pub(super) async fn conversation(stream: TcpStream, outpost: Rc<Outpost>) {
     let _ = stream.set_nodelay(true);
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(COPY_BYTES, reader);
+    let _ = writer.write_all(format!("{GREETING}\n").as_bytes()).await;
     let result = match tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut reader, &outpost.token)).await {
         Ok(Ok(op)) => perform(op, reader, &mut writer, &outpost).await,
         Ok(Err(err)) => Err(err),

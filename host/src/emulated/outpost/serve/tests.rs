@@ -21,9 +21,12 @@ where
     });
     tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
         let served = tokio::task::spawn_local(conversation(far, Rc::clone(&outpost)));
+        let mut greeting = [0; 6];
+        near.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"HELLO\n");
         let result = client(near).await;
         tokio::time::timeout(Duration::from_secs(20), served).await.unwrap().unwrap();
         result
