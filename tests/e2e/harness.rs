@@ -18,6 +18,11 @@ pub(crate) fn with_rounds(seconds: u64) -> Duration {
     Duration::from_secs(seconds + ROUND_MAX_SECONDS * crate::templates::rounds(0, 0))
 }
 
+/// The number that a variable gives, if it gives one.
+pub(crate) fn asked(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
 /// What a test needs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {

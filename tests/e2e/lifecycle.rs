@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::context::{Context, wait};
-use crate::harness::skip;
+use crate::harness::{asked, skip};
 use crate::templates::rounds;
 
 crate::tests!("lifecycle":
@@ -28,7 +28,7 @@ crate::tests!("lifecycle":
 /// At chosen moments, and at as many others between start and command as `MIDGE_TEST_SIGNALS` says.
 fn ended_by(context: &Context, signal: Signal, code: i32) {
     let delays_ms = context.scaled([0, 10, 40, 100, 300, 1000], [0, 50, 300, 1500, 5000, 9000]);
-    let more: u64 = std::env::var("MIDGE_TEST_SIGNALS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    let more = asked("MIDGE_TEST_SIGNALS").unwrap_or(0);
     // Multiples of the golden ratio: any number of them is spread evenly.
     let others = (1..=more).map(|index| index * 618 % 1000 * context.scaled(400, 6000) / 1000);
     for delay_ms in delays_ms.into_iter().chain(others) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A sandbox among neighbours that try to hurt whoever is beside them. Each is held by its own kernel, its monitor's bounds and
-//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_NEIGHBOURS` says how many there are.
+//! its control group, so that commands next door take a few times as long at most. `MIDGE_TEST_NEIGHBOURS`
+//! says how many there are, or natively `MIDGE_TEST_RUNS`.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::context::Context;
 use crate::cycles::{private_kib, quantile};
 use crate::forks::{is_emulated, name, small};
 use crate::groups::{has_cpu, inside, settles, usage};
-use crate::harness::skip;
+use crate::harness::{asked, skip};
 use crate::templates::rounds;
 
 crate::tests!("noise":
@@ -125,14 +126,10 @@ async fn held(neighbours: u32) -> Held {
     held.expect("comes up")
 }
 
-/// How many there are: `MIDGE_TEST_NEIGHBOURS`, or fewer where they are slow.
-fn neighbours_asked() -> u64 {
-    std::env::var("MIDGE_TEST_NEIGHBOURS").ok().and_then(|count| count.parse().ok()).unwrap_or_else(|| rounds(50, 3))
-}
-
 /// The time from an exec to its end, alone and among neighbours, in one run.
 pub(crate) async fn noisy() {
-    let count = u32::try_from(neighbours_asked()).expect("fits");
+    let count = asked("MIDGE_TEST_NEIGHBOURS").unwrap_or_else(|| rounds(50, 3));
+    let count = u32::try_from(count).expect("fits");
     let trips = if is_emulated() { TRIPS_EMULATED } else { TRIPS };
     let measured = small().start().await.expect("starts");
     let held = held(count).await;

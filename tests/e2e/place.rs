@@ -8,6 +8,8 @@ use midge::cache::Cache;
 use midge::emulated::{EmulatedHost, EmulatedOptions};
 use midge::progress::Silent;
 
+use crate::harness::asked;
+
 /// A place for guests.
 #[derive(Debug)]
 pub(crate) enum Place {
@@ -53,21 +55,24 @@ impl Place {
 
     /// Starts the emulated host with these binaries in it.
     pub(crate) fn emulated(bin: &Path) -> Result<Self, String> {
-        let text = |error: &dyn std::error::Error| midge::error::chain(error);
-        let cache = Cache::open().map_err(|error| text(&error))?;
-        let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
-        let mem_mib = std::env::var("MIDGE_TEST_HOST_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(4096);
-        Self::start(EmulatedOptions { mem_mib, ..options.map_err(|error| text(&error))? })
+        let mut options = Self::options(bin)?;
+        if let Some(mem_mib) = asked("MIDGE_TEST_HOST_MIB") {
+            options.mem_mib = mem_mib;
+        }
+        Self::start(options)
     }
 
     /// Starts one with these programs in it, each under its path there, in place of those of `bin`.
     pub(crate) fn emulated_with(bin: &Path, programs: &[(PathBuf, PathBuf)], initramfs: &Path) -> Result<Self, String> {
+        midge::initramfs::pack(programs, initramfs).map_err(|error| midge::error::chain(&error))?;
+        Self::start(EmulatedOptions { initramfs: initramfs.to_owned(), ..Self::options(bin)? })
+    }
+
+    fn options(bin: &Path) -> Result<EmulatedOptions, String> {
         let text = |error: &dyn std::error::Error| midge::error::chain(error);
         let cache = Cache::open().map_err(|error| text(&error))?;
-        midge::initramfs::pack(programs, initramfs).map_err(|error| text(&error))?;
         let options = EmulatedOptions::prepare(&cache, &bin.join("midge"), &bin.join("midge-vmm"), &Silent);
-        let options = options.map_err(|error| text(&error))?;
-        Self::start(EmulatedOptions { initramfs: initramfs.to_owned(), ..options })
+        options.map_err(|error| text(&error))
     }
 
     /// The end of an emulated host's console.

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use crate::context::{Context, Outcome};
 use crate::forks::{is_emulated, name, small, text_of};
+use crate::harness::asked;
 use crate::library::inside;
 use crate::ps::itself;
 
@@ -32,8 +33,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a row is: `MIDGE_TEST_RUNS`, where the machine is fast enough for it.
 pub(crate) fn rounds(native: u64, emulated: u64) -> u64 {
-    let asked = std::env::var("MIDGE_TEST_RUNS").ok().and_then(|count| count.parse().ok());
-    if is_emulated() { emulated } else { asked.unwrap_or(native) }
+    if is_emulated() { emulated } else { asked("MIDGE_TEST_RUNS").unwrap_or(native) }
 }
 
 fn create(context: &Context, name: &str) -> crate::context::Call {

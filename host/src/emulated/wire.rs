@@ -2,7 +2,8 @@
 //! What this side and the outpost inside the emulated host say to each other. Data and text only; no I/O.
 //!
 //! Every conversation is a TCP connection. The outpost begins with a line `HELLO`, and whoever came with one line of JSON, a
-//! [`Request`], without waiting for it; the outpost answers with a line `OK`, or `ERR` and a reason, and closes. After `OK` the connection carries:
+//! [`Request`], without waiting for it; the outpost answers with a line `OK`, or `ERR` and a reason, and closes. After `OK`
+//! the connection carries:
 //!
 //! | request | from here | from the outpost |
 //! | --- | --- | --- |
