@@ -185,7 +185,7 @@ fn be_resident(
             io::Error::new(io::ErrorKind::InvalidInput, "a resident takes its orders on a SOCK_SEQPACKET stdin");
         return Err(failed(Reason::Config, "waiting for orders failed", &error));
     };
-    threads::expect_interrupts().map_err(|e| failed(Reason::HostError, "setting up the resident failed", &e))?;
+    threads::expect_threads().map_err(|e| failed(Reason::HostError, "setting up the resident failed", &e))?;
     jail::lock_in(Thread::Resident).map_err(|e| failed(Reason::HostError, "locking in the resident failed", &e))?;
     trace.mark(Stage::Resident);
     trace.flush(&mut io::stdout().lock());

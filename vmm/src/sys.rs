@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "libc calls; every site states why any argument is fine")]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::kvm_run;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
@@ -126,6 +126,20 @@ pub fn keep_only(first: u32, keep: &[RawFd]) -> io::Result<()> {
         first = fd + 1;
     }
     close_range(first, u32::MAX)
+}
+
+/// Makes `place` another name of `fd`, in place of what it was the name of; not for a program that this one becomes.
+///
+/// As `dup2(2)` would, by calls that are on a fork's list anyway, and only for the one thread of a process: `place` is free
+/// for a moment.
+///
+/// # Errors
+/// The kernel's, or that `place` is not the lowest free number from there on.
+pub fn put_in_place(fd: &OwnedFd, place: RawFd) -> io::Result<()> {
+    // SAFETY: `place` is a standard stream: no Rust value owns it, and it has an owner again below.
+    unsafe { libc::close(place) };
+    let got = rustix::io::fcntl_dupfd_cloexec(fd, place)?.into_raw_fd();
+    if got == place { Ok(()) } else { Err(io::ErrorKind::AddrInUse.into()) }
 }
 
 /// Makes a twin of this process with these flags of `clone(2)`: `None` in the twin, its process id
@@ -256,6 +270,22 @@ mod tests {
         assert!(first > 0);
         assert!(monotonic_ns() >= first);
         assert!(host_memory_bytes() > 1 << 26);
+    }
+
+    #[test]
+    fn what_is_put_in_place_of_another_descriptor_is_there_and_nowhere_else() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        // Higher than what other tests have open.
+        let place = rustix::io::fcntl_dupfd_cloexec(&null, 900).unwrap().into_raw_fd();
+        put_in_place(&writer.into(), place).unwrap();
+        // SAFETY: it was made above, and nobody owns it.
+        let mut writer = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(place) });
+        std::io::Write::write_all(&mut writer, b"here").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "here");
     }
 
     #[test]

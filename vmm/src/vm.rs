@@ -250,7 +250,7 @@ impl Vm {
                 }
                 continue;
             }
-            self.events.run().map_err(loop_failed)?;
+            turn(&mut self.events, &self.devices, None).map_err(loop_failed)?;
         };
         // Whoever talks to the guest until it is stopped does not ask for its last words.
         let is_silent = self.devices.vsock.as_ref().is_none_or(|vsock| vsock.worker.borrow().connections() == 0);
@@ -288,6 +288,18 @@ fn make_events(control: Control, devices: &Devices) -> Result<Events, VmError> {
         events.add_subscriber(Box::new(Rc::clone(&vsock.worker)));
     }
     Ok(events)
+}
+
+/// Does what vsock has to do by now though nothing happens, then waits for events and has them attended to; until the next
+/// such time at the latest, and no longer than `at_most_ms`.
+fn turn(events: &mut Events, devices: &Devices, at_most_ms: Option<i32>) -> Result<(), event_manager::Error> {
+    let left_ms = devices.vsock.as_ref().and_then(|vsock| vsock.worker.borrow().time_left_ms());
+    if let (Some(vsock), Some(0)) = (&devices.vsock, left_ms) {
+        vsock.worker.borrow_mut().turn();
+    }
+    let left_ms = left_ms.map(|left_ms| i32::try_from(left_ms).unwrap_or(i32::MAX));
+    events.run_with_timeout([left_ms, at_most_ms].into_iter().flatten().min().unwrap_or(-1))?;
+    Ok(())
 }
 
 fn event() -> Result<EventFd, VmError> {

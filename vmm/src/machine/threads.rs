@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread::{Builder, JoinHandle};
@@ -35,7 +36,26 @@ const STOP_RETRY: Duration = Duration::from_millis(1);
 /// # Errors
 /// The kernel's.
 pub fn expect_interrupts() -> io::Result<()> {
-    register_signal_handler(SIGRTMIN(), interrupt).map_err(io::Error::from)
+    // A twin has it from the process it came from, and may not ask for it any more.
+    static ARE_EXPECTED: AtomicBool = AtomicBool::new(false);
+    if !ARE_EXPECTED.load(Ordering::Relaxed) {
+        register_signal_handler(SIGRTMIN(), interrupt).map_err(io::Error::from)?;
+        ARE_EXPECTED.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// As [`expect_interrupts`], in a process that has no thread yet and whose twins will: the C library sets a handler of its own
+/// with the first, which a twin that is locked in may not do.
+///
+/// # Errors
+/// The kernel's.
+pub fn expect_threads() -> io::Result<()> {
+    expect_interrupts()?;
+    let first = Builder::new().spawn(|| ())?;
+    // It does nothing that could fail.
+    let _ = first.join();
+    Ok(())
 }
 
 /// Why the threads could not be made.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A stopped VM into files, and the state back out of one.
 //!
-//! The files are opened by somebody else and are only written here: sparse, so that a page of
-//! zeros costs nothing, and synced before a success is told. Nothing is ever read from them.
+//! The files are opened, empty, by somebody else and are only written here: sparse, so that a page
+//! of zeros costs nothing, and synced before a success is told. Nothing is ever read from them.
+//! All of it by calls that a disk's worker may make too.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice, Read};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
@@ -68,8 +68,8 @@ pub fn write(state: &VmState, ram: &GuestRam, layers: &[Layer<'_>], files: &[Fil
     let maps: Vec<Option<&PageMap>> = layers.iter().map(|layer| layer.changed.map(|(map, _)| map)).collect();
     let bytes = format::encode(state, &maps)?;
     let write_state = || {
-        state_file.write_all_at(&bytes, 0)?;
-        state_file.sync_all()
+        write_all_at(state_file, &bytes, 0)?;
+        state_file.sync_data()
     };
     write_state().map_err(|error| within("the state", &error))?;
     Ok(memory_bytes)
@@ -80,6 +80,7 @@ fn within(what: &str, error: &io::Error) -> io::Error {
 }
 
 fn write_memory(ram: &GuestRam, file: &File) -> io::Result<u64> {
+    stretch(file, ram.iter().map(|region| region.len()).sum())?;
     let mut written = 0;
     let mut at = 0;
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -94,12 +95,12 @@ fn write_memory(ram: &GuestRam, file: &File) -> io::Result<u64> {
             at += len as u64;
         }
     }
-    file.set_len(at)?;
-    file.sync_all()?;
+    file.sync_data()?;
     Ok(written)
 }
 
 fn write_layer(map: &PageMap, pages: &dyn Pages, file: &File) -> io::Result<()> {
+    stretch(file, map.pages() * PAGE_BYTES)?;
     let mut page_bytes = [0; PAGE_LEN];
     let mut page = 0;
     while page < map.pages() {
@@ -112,8 +113,25 @@ fn write_layer(map: &PageMap, pages: &dyn Pages, file: &File) -> io::Result<()> 
         }
         page = end;
     }
-    file.set_len(map.pages() * PAGE_BYTES)?;
-    file.sync_all()
+    file.sync_data()
+}
+
+/// Gives an empty file its length, by its last byte: what is written into it later may end in zeros.
+fn stretch(file: &File, len_bytes: u64) -> io::Result<()> {
+    len_bytes.checked_sub(1).map_or(Ok(()), |last| write_all_at(file, &[0], last))
+}
+
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while let rest @ [_, ..] = &bytes[done..] {
+        match rustix::io::pwritev(file, &[IoSlice::new(rest)], offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => done += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Writes the pages of `bytes` that are not all zeros, neighbours together; returns how many bytes.
@@ -125,7 +143,7 @@ fn write_sparse(file: &File, at: u64, bytes: &[u8]) -> io::Result<u64> {
     for run in pages.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
         let len: usize = run.iter().map(|page| page.len()).sum();
         if run.first().is_some_and(|page| !is_zero(page)) {
-            file.write_all_at(&bytes[first..first + len], at + first as u64)?;
+            write_all_at(file, &bytes[first..first + len], at + first as u64)?;
             written += len as u64;
         }
         first += len;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Moves bytes straight between guest memory and files or sockets: `readv(2)` and its kin over
+//! Moves bytes straight between guest memory and files or sockets: `preadv(2)` and its kin over
 //! volatile slices. The only place in the data path where a pointer into guest memory is formed.
 //!
 //! Never copies, never retries, never looks at the bytes.
@@ -146,6 +146,15 @@ impl IoVecs {
         }
         Self { vecs, count }
     }
+
+    /// What `sendmsg(2)` and `recvmsg(2)` take; it points at this, which must stay where it is.
+    fn message(&mut self) -> libc::msghdr {
+        // SAFETY: `msghdr` is a plain C struct of integers and pointers; all-zero is a valid value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.vecs.as_mut_ptr();
+        message.msg_iovlen = usize::try_from(self.count).unwrap_or(0);
+        message
+    }
 }
 
 fn transferred(result: isize) -> io::Result<usize> {
@@ -183,14 +192,16 @@ pub fn write_at(fd: BorrowedFd<'_>, from: &[VolatileSlice<'_>], offset: u64) -> 
     transferred(result)
 }
 
-/// `readv(2)` from a stream; returns the bytes read, 0 at its end.
+/// `recvmsg(2)` from a connected stream socket, never waiting; returns the bytes received, 0 at its end.
 ///
 /// # Errors
 /// Whatever the call reports, `EAGAIN` and `EINTR` included.
-pub fn read(fd: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
-    let vecs = IoVecs::new(into);
-    // SAFETY: as in `read_at`.
-    let result = unsafe { libc::readv(fd.as_raw_fd(), vecs.vecs.as_ptr(), vecs.count) };
+pub fn receive(fd: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let mut vecs = IoVecs::new(into);
+    let mut message = vecs.message();
+    // SAFETY: `message` points at `vecs`, whose first `count` entries are as in `read_at`; without room for
+    // ancillary data the kernel drops what comes with the bytes.
+    let result = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     transferred(result)
 }
 
@@ -201,10 +212,7 @@ pub fn read(fd: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize>
 /// Whatever the call reports, `EAGAIN`, `EPIPE` and `EINTR` included.
 pub fn send(fd: BorrowedFd<'_>, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let mut vecs = IoVecs::new(from);
-    // SAFETY: `msghdr` is a plain C struct of integers and pointers; all-zero is a valid value.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = vecs.vecs.as_mut_ptr();
-    message.msg_iovlen = usize::try_from(vecs.count).unwrap_or(0);
+    let message = vecs.message();
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: `message` points at `vecs`, whose first `count` entries describe memory that `from`
     // keeps mapped for the duration of the call, and the kernel only reads it.

@@ -12,7 +12,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::resident::{Resident, Streams};
 use super::restore::AtRest;
-use super::{Vm, VmError, host};
+use super::{Vm, VmError, host, turn};
 use crate::config::ConsoleMode;
 use crate::memory;
 use crate::orders::{Answer, Lifeline, Order, Received};
@@ -123,15 +123,15 @@ impl Vm {
         let mut tries = 0;
         loop {
             let begun = Instant::now();
-            let loops = &mut self.events;
+            let (loops, devices) = (&mut self.events, &self.devices);
             // A failure of the loop shows again at its next turn.
-            let is_at_rest = self.threads.pause(|| drop(loops.run_with_timeout(0)))?;
+            let is_at_rest = self.threads.pause(|| drop(turn(loops, devices, Some(0))))?;
             if is_at_rest || tries == REST_TRIES {
                 return Ok(begun);
             }
             tries += 1;
             self.threads.go_on();
-            drop(self.events.run_with_timeout(REST_PAUSE_MS));
+            drop(turn(&mut self.events, &self.devices, Some(REST_PAUSE_MS)));
         }
     }
 

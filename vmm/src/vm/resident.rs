@@ -174,9 +174,9 @@ pub(super) struct Streams {
 impl Streams {
     /// Makes them this process' standard streams, in place of those of the process it came from.
     pub(super) fn take_places(self) -> io::Result<(Lifeline, Option<Doors>)> {
-        rustix::stdio::dup2_stdin(self.control.descriptor())?;
-        rustix::stdio::dup2_stdout(self.events)?;
-        rustix::stdio::dup2_stderr(self.stderr)?;
+        sys::put_in_place(self.control.descriptor(), 0)?;
+        sys::put_in_place(&self.events, 1)?;
+        sys::put_in_place(&self.stderr, 2)?;
         Ok((self.control, self.doors))
     }
 }

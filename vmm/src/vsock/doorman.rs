@@ -18,8 +18,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, shutdown,
-    socketpair, sockopt,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, sendmsg, shutdown, socketpair,
+    sockopt,
 };
 
 /// Bytes of a question, and of an answer.
@@ -55,7 +55,9 @@ impl Doorman {
     /// # Errors
     /// The kernel's: the doorman is gone, or far behind.
     pub fn ask(&self, port: u32) -> io::Result<()> {
-        send(&self.socket, &port.to_le_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        let mut nothing = SendAncillaryBuffer::default();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&self.socket, &[IoSlice::new(&port.to_le_bytes())], &mut nothing, flags)?;
         Ok(())
     }
 
@@ -173,7 +175,7 @@ mod tests {
     fn what_is_no_question_ends_the_service() {
         for bytes in [&[1, 2, 3][..], &[1, 2, 3, 4, 5], &[0; 4096]] {
             let (doorman, line) = pair();
-            send(&doorman.socket, bytes, SendFlags::NOSIGNAL).unwrap();
+            rustix::net::send(&doorman.socket, bytes, SendFlags::NOSIGNAL).unwrap();
             assert!(!attend(&line, |_| panic!("it names no port")).unwrap(), "{} bytes", bytes.len());
         }
         let (doorman, line) = pair();

@@ -103,7 +103,7 @@ impl HostStream {
     /// Fills `into`, guest memory or other.
     pub fn read(&self, into: &[VolatileSlice<'_>]) -> Incoming {
         loop {
-            return match vectored::read(self.socket.as_fd(), into) {
+            return match vectored::receive(self.socket.as_fd(), into) {
                 Ok(0) => Incoming::End,
                 Ok(count) => Incoming::Bytes(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

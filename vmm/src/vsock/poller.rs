@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the worker waits for: one epoll of its own, edge-triggered, and one timer.
+//! What the worker waits for: one epoll of its own, edge-triggered.
 //!
 //! The epoll is nested in the monitor's event loop, for two reasons: all that is ready is seen
 //! before anything is moved, so that the round robin of `mux` is fair and interrupts are few; and
@@ -8,10 +8,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::table::ConnectionId;
 
@@ -25,8 +23,6 @@ pub enum Token {
     Command,
     /// Work that was put off.
     Again,
-    /// The timer.
-    Timer,
     /// The guest kicked this queue.
     Kick(u32),
     /// A client knocks.
@@ -44,12 +40,11 @@ impl Token {
         let (kind, value) = match self {
             Self::Command => (0_u64, 0),
             Self::Again => (1, 0),
-            Self::Timer => (2, 0),
-            Self::Kick(queue) => (3, queue),
-            Self::Door => (4, 0),
-            Self::Client(place) => (5, place),
-            Self::Doorman => (6, 0),
-            Self::Connection(id) => (7, id.to_bits()),
+            Self::Kick(queue) => (2, queue),
+            Self::Door => (3, 0),
+            Self::Client(place) => (4, place),
+            Self::Doorman => (5, 0),
+            Self::Connection(id) => (6, id.to_bits()),
         };
         (kind << 32) | u64::from(value)
     }
@@ -60,11 +55,10 @@ impl Token {
         match kind {
             0 => Self::Command,
             1 => Self::Again,
-            2 => Self::Timer,
-            3 => Self::Kick(value),
-            4 => Self::Door,
-            5 => Self::Client(value),
-            6 => Self::Doorman,
+            2 => Self::Kick(value),
+            3 => Self::Door,
+            4 => Self::Client(value),
+            5 => Self::Doorman,
             _ => Self::Connection(ConnectionId::from_bits(value)),
         }
     }
@@ -128,24 +122,19 @@ impl Events {
     }
 }
 
-/// The epoll and the timer.
+/// The epoll.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
-    timer: TimerFd,
-    /// When the timer fires, in the worker's clock; `None` when it is not set.
-    armed_ms: Option<u64>,
 }
 
 impl Poller {
-    /// With nothing to wait for but the timer.
+    /// With nothing to wait for.
     ///
     /// # Errors
     /// The kernel's, mostly EMFILE.
     pub fn new() -> io::Result<Self> {
-        let poller = Self { epoll: Epoll::new()?, timer: TimerFd::new()?, armed_ms: None };
-        poller.control(ControlOperation::Add, poller.timer.as_raw_fd(), Token::Timer, Interest::Read)?;
-        Ok(poller)
+        Ok(Self { epoll: Epoll::new()? })
     }
 
     /// Waits for `fd` too.
@@ -178,22 +167,6 @@ impl Poller {
         Events { list, count }
     }
 
-    /// Lets the timer fire at `deadline_ms`; it may fire earlier, when it was set so before.
-    pub fn wake_at(&mut self, deadline_ms: Option<u64>, now_ms: u64) {
-        let Some(deadline_ms) = deadline_ms else {
-            return;
-        };
-        let is_armed_in_time = self.armed_ms.is_some_and(|armed_ms| armed_ms <= deadline_ms && armed_ms > now_ms);
-        if is_armed_in_time {
-            return;
-        }
-        let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms).max(1));
-        // Fails for an invalid time only; the next event sets it again.
-        if self.timer.reset(wait, None).is_ok() {
-            self.armed_ms = Some(deadline_ms);
-        }
-    }
-
     fn control(&self, operation: ControlOperation, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         self.epoll.ctl(operation, fd, EpollEvent::new(interest.event_set(), token.to_bits()))
     }
@@ -221,7 +194,6 @@ mod tests {
         for token in [
             Token::Command,
             Token::Again,
-            Token::Timer,
             Token::Kick(2),
             Token::Door,
             Token::Doorman,
@@ -249,20 +221,5 @@ mod tests {
         assert!(tokens(&poller).iter().all(|(_, readiness)| readiness.gone && readiness.end));
         poller.remove(&ours);
         poller.remove(&ours);
-    }
-
-    #[test]
-    fn the_timer_fires_at_the_earliest_wish() {
-        let mut poller = Poller::new().unwrap();
-        poller.wake_at(Some(60_000), 0);
-        poller.wake_at(Some(5), 0);
-        poller.wake_at(Some(50_000), 0);
-        poller.wake_at(None, 0);
-        let start = std::time::Instant::now();
-        while tokens(&poller).is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(5), "the timer never fired");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert!(start.elapsed() >= Duration::from_millis(4));
     }
 }

@@ -56,6 +56,8 @@ pub struct VsockWorker {
     start: Instant,
     /// The time of this turn of the event loop, in milliseconds since `start`.
     pub(super) now_ms: u64,
+    /// When there is something to do though nothing happens, in the same clock.
+    wake_ms: Option<u64>,
 }
 
 impl VsockWorker {
@@ -86,6 +88,7 @@ impl VsockWorker {
             again,
             start: Instant::now(),
             now_ms: 0,
+            wake_ms: None,
         })
     }
 
@@ -106,7 +109,10 @@ impl VsockWorker {
 
     /// Serves everything that is ready, and returns; never waits.
     pub fn turn(&mut self) {
-        self.now_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.now_ms = self.clock_ms();
+        if self.wake_ms.is_some_and(|wake_ms| wake_ms <= self.now_ms) {
+            self.on_time();
+        }
         loop {
             let events = self.poller.poll();
             for (token, readiness) in events.iter() {
@@ -123,7 +129,18 @@ impl VsockWorker {
         }
         let tx_ms = self.link.as_ref().and_then(Link::deadline_ms);
         let deadlines = [self.mux.next_deadline_ms(), self.clients.next_deadline_ms(), self.door_pause_ms, tx_ms];
-        self.poller.wake_at(deadlines.into_iter().flatten().min(), self.now_ms);
+        // Whatever is late already is so for want of something else: not before the next millisecond.
+        let next_ms = self.now_ms.saturating_add(1);
+        self.wake_ms = deadlines.into_iter().flatten().min().map(|deadline_ms| deadline_ms.max(next_ms));
+    }
+
+    /// Milliseconds until [`Self::turn`] is to be called though nothing is ready; 0 when that time has come.
+    pub fn time_left_ms(&self) -> Option<u64> {
+        self.wake_ms.map(|wake_ms| wake_ms.saturating_sub(self.clock_ms()))
+    }
+
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn on_event(&mut self, token: Token, readiness: Readiness) {
@@ -131,7 +148,6 @@ impl VsockWorker {
             Token::Command => self.on_commands(),
             // `turn` looks after all of them anyway.
             Token::Again | Token::Kick(_) => {}
-            Token::Timer => self.on_time(),
             Token::Door => self.is_door_ready = true,
             Token::Doorman => self.on_doorman(),
             Token::Client(place) => self.on_client(place),

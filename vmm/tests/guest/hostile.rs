@@ -4,6 +4,8 @@
 //! after a reset the others must work.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -163,6 +165,22 @@ fn vsock_works(script: &mut Script) {
     script.store(8, tx, tx + 0x1000).store(4, tx + 8, 44).store(4, tx + 12, 0).store(2, tx + 0x102, 1);
     script.store(4, VSOCK + 0x50, 0).store(4, VSOCK + 0x50, 1);
     script.wait(tx + 0x202, 1).wait(rx + 0x202, 1).check(rx + 0x101c, 3 << 16 | 1);
+}
+
+#[test]
+fn a_client_that_says_nothing_is_sent_away_though_nothing_else_happens() {
+    kvm_or_skip!();
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut script = Script::new();
+    vsock_works(&mut script);
+    script.print("alive\n");
+    let mut monitor = Monitor::start(&script.spin(), machine(dir.path()));
+    monitor.wait_console("alive", PATIENCE);
+    let client = UnixStream::connect(dir.path().join("v.sock")).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!((&client).read(&mut [0]).unwrap(), 0, "the end");
+    monitor.close_lifeline();
+    assert_eq!(monitor.wait(PATIENCE).status.code(), Some(0));
 }
 
 /// Ports that may be written with anything: not the reset line, not the console, which would say the same as the test.

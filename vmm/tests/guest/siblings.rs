@@ -244,8 +244,7 @@ fn a_fork_that_was_taken_over_can_do_nothing_to_its_sibling() {
         let number = u64::try_from(number).unwrap();
         for (call, arguments) in [
             (libc::SYS_write, [number, puppet.before.rsp, 1, 0]),
-            (libc::SYS_pwrite64, [number, puppet.before.rsp, 1, 0]),
-            (libc::SYS_ftruncate, [number, 0, 0, 0]),
+            (libc::SYS_pwritev, [number, puppet.before.rsp, 0, 0]),
             (libc::SYS_fallocate, [number, 3, 0, 4096]),
         ] {
             let refused = puppet.call(call, arguments).unwrap();
