@@ -195,6 +195,8 @@ fn be_resident(
 /// What must hold before anything is opened or any thread exists.
 fn prepare_process() -> io::Result<()> {
     sys::close_descriptors_from(3)?;
+    // Started again without an environment it would be called `exe`.
+    rustix::thread::set_name(c"midge-vmm")?;
     for signal in sys::STOP_SIGNALS {
         vmm_sys_util::signal::block_signal(signal).map_err(|e| io::Error::other(format!("{e:?}")))?;
     }

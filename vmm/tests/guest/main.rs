@@ -12,6 +12,7 @@ mod dice;
 mod freeze;
 mod held;
 mod hostile;
+mod jailed;
 mod monitor;
 mod script;
 mod siblings;
@@ -164,30 +165,6 @@ fn the_command_line_reaches_the_guest_with_devices_named_and_the_users_words_las
     let line = end.console().concat();
     assert!(line.ends_with(" rdinit=/x last=word"), "{line}");
     assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"), "{line}");
-}
-
-#[test]
-fn while_the_guest_runs_every_thread_is_filtered_and_no_file_is_left_open() {
-    kvm_or_skip!();
-    let dir = tempfile::TempDir::new().unwrap();
-    let disk = dir.path().join("disk");
-    std::fs::write(&disk, vec![0; 4096]).unwrap();
-    let config = json!({ "disks": [{ "path": disk, "mode": "read_only" }] });
-    let mut monitor = Monitor::start(&Code::new().spin(), config);
-    monitor.wait_running();
-    let threads = monitor.threads();
-    let mut names: Vec<_> = threads.iter().map(|thread| thread.name.as_str()).collect();
-    names.sort_unstable();
-    assert_eq!(names, ["block 0", "midge-vmm", "vcpu 0"]);
-    for thread in &threads {
-        assert_eq!(thread.status("Seccomp"), "2", "{}", thread.name);
-        assert_eq!(thread.status("NoNewPrivs"), "1", "{}", thread.name);
-    }
-    let files: Vec<_> = monitor.open_files().into_iter().filter(|path| path.starts_with('/')).collect();
-    let expected = |path: &String| path == "/dev/kvm" || path == "/dev/null" || *path == disk.to_string_lossy();
-    assert!(files.iter().all(expected), "{files:?}");
-    monitor.close_lifeline();
-    monitor.wait(PATIENCE);
 }
 
 #[test]

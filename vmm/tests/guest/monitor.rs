@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::held::monitor_of;
 
@@ -24,6 +25,24 @@ macro_rules! kvm_or_skip {
 }
 pub(crate) use kvm_or_skip;
 
+/// Ends the test with a printed reason where processes cannot be looked into.
+macro_rules! root_or_skip {
+    () => {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can look into a monitor, which cannot be dumped");
+            return;
+        }
+    };
+}
+pub(crate) use root_or_skip;
+
+const MONITOR: &str = env!("CARGO_BIN_EXE_midge-vmm");
+/// By root, in a namespace of mounts that ends with it: a copy of the monitor and a `/dev/kvm` that the user may use, then the
+/// monitor as that user.
+const AS_USER: &str = r#"mount -t tmpfs none "$1" && cp "$2" "$1/monitor" && mknod -m 666 "$1/kvm" c 10 232 &&
+    mount --bind "$1/kvm" /dev/kvm &&
+    exec setpriv --reuid "$3" --regid "$3" --clear-groups --inh-caps=-all -- "$1/monitor" --config -"#;
+
 /// A running monitor; killed when dropped.
 pub(crate) struct Monitor {
     child: Child,
@@ -32,6 +51,7 @@ pub(crate) struct Monitor {
     seen: Vec<Value>,
     stderr: Option<JoinHandle<String>>,
     _kernel: NamedTempFile,
+    _place: Option<TempDir>,
 }
 
 /// How a monitor ended.
@@ -53,20 +73,30 @@ pub(crate) struct Thread {
 impl Monitor {
     /// Starts a guest with `kernel` as its kernel's file; `config` adds to the least document.
     pub(crate) fn start(kernel: &[u8], config: Value) -> Self {
+        let mut command = Command::new(MONITOR);
+        command.args(["--config", "-"]);
+        Self::start_by(command, None, kernel, config)
+    }
+
+    /// The same, by root, as a user who has no rights but to use KVM.
+    pub(crate) fn start_as(user: u32, kernel: &[u8], config: Value) -> Self {
+        let place = TempDir::new().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", AS_USER, "sh"]);
+        command.arg(place.path()).arg(MONITOR).arg(user.to_string());
+        Self::start_by(command, Some(place), kernel, config)
+    }
+
+    fn start_by(mut command: Command, place: Option<TempDir>, kernel: &[u8], config: Value) -> Self {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(kernel).unwrap();
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
         let mut document = serde_json::json!({ "kernel": file.path(), "mem_mib": 64, "cpus": 1 });
         for (field, value) in config.as_object().unwrap() {
             document[field] = value.clone();
         }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
-            .args(["--config", "-"])
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lifeline = child.stdin.take().unwrap();
         lifeline.write_all(format!("{document}\n").as_bytes()).unwrap();
         let (sender, events) = channel();
@@ -85,7 +115,15 @@ impl Monitor {
             errors.read_to_string(&mut text).unwrap();
             text
         });
-        Self { child, lifeline: Some(lifeline), events, seen: Vec::new(), stderr: Some(stderr), _kernel: file }
+        Self {
+            child,
+            lifeline: Some(lifeline),
+            events,
+            seen: Vec::new(),
+            stderr: Some(stderr),
+            _kernel: file,
+            _place: place,
+        }
     }
 
     /// Waits until the guest runs.

@@ -15,17 +15,7 @@ use serde_json::{Value, json};
 use super::code::{COUNTER, Code};
 use super::counting::goes_on;
 use super::held::{Held, eventually, monitor_of};
-use super::monitor::kvm_or_skip;
-
-/// Ends the test with a printed reason where processes cannot be looked into.
-macro_rules! root_or_skip {
-    () => {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: only root can look into a monitor, which cannot be dumped");
-            return;
-        }
-    };
-}
+use super::monitor::{kvm_or_skip, root_or_skip};
 
 /// What both have open, by the number in the first: one open file, with one offset and one set of flags.
 fn shared(first: u32, second: u32) -> BTreeMap<i32, String> {
