@@ -52,7 +52,7 @@ pub trait Steps {
     /// What the system says, or [`Steps::before`].
     fn sync(&mut self, step: Step, what: BorrowedFd<'_>) -> io::Result<()> {
         self.before(step)?;
-        match rustix::fs::fsync(what) {
+        match rustix::io::retry_on_intr(|| rustix::fs::fsync(what)) {
             // Some file systems cannot flush a directory.
             Err(Errno::INVAL | Errno::ROFS) if step == Step::SyncDir => Ok(()),
             synced => Ok(synced?),
@@ -201,7 +201,8 @@ impl Parent<'_> {
         for _ in 0..ATTEMPTS {
             let name = format!(".midge-{:016x}.tmp", unlikely_number());
             match make(&name) {
-                Err(Errno::EXIST) => {}
+                // A signal that comes meanwhile is no failure; whatever was begun under that name is not looked for.
+                Err(Errno::EXIST | Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(made) => return Ok((Temporary { parent: self, name, armed: true }, made)),
             }
@@ -233,4 +234,26 @@ fn changed() -> io::Error {
 fn unlikely_number() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_while_something_is_made_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::File::open(dir.path()).unwrap();
+        let parent = Parent { dir: open.as_fd() };
+        let calls = std::cell::Cell::new(0);
+        let (made, ()) = parent
+            .temporary(|name| {
+                calls.set(calls.get() + 1);
+                if calls.get() < 3 { Err(Errno::INTR) } else { rustix::fs::symlinkat("target", &open, name) }
+            })
+            .unwrap();
+        assert_eq!(calls.get(), 3);
+        assert!(dir.path().join(&made.name).symlink_metadata().unwrap().is_symlink());
+        assert!(parent.temporary(|_| Err::<(), _>(Errno::INTR)).is_err(), "nor is it waited out for ever");
+    }
 }
