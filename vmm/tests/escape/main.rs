@@ -26,6 +26,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use midge_vmm::jail::{self, Limits, Thread, Wanted};
 use midge_vmm::trace::Trace;
 
+use held::NOBODY_ID;
 use neighbour::{CASE_OF_NEIGHBOUR, Known, NEIGHBOUR, Neighbour};
 
 pub(crate) const CASE: &str = "MIDGE_ESCAPE_CASE";
@@ -43,9 +44,6 @@ const KINDS: [&str; 5] = ["main", "vcpu", "block", "resident", "first"];
 
 /// What the jail is entered with: enough for a thread to speak.
 const LIMITS: Limits = Limits { descriptors: 64, file_bytes: 1 << 20 };
-
-/// A user without any rights, whom root can become: how a monitor of somebody who is not root fares.
-const NOBODY_ID: u32 = 54_321;
 
 /// Whom the attempts are made as: whoever runs the test, and nobody, where that can be had.
 fn users() -> Vec<Option<u32>> {

@@ -24,6 +24,9 @@ use rustix::net::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub(crate) const MONITOR: &str = env!("CARGO_BIN_EXE_midge-vmm");
+/// A user without any rights, whom root can become: how a monitor of somebody who is not root fares.
+pub(crate) const NOBODY_ID: u32 = 54_321;
 /// Memory of these guests.
 pub(crate) const MEM_MIB: u64 = 32;
 /// Far more than any order takes.
@@ -88,7 +91,7 @@ impl Held {
         if held.has_vsock {
             document["vsock"]["uds"] = json!(held.dir.path().join("v.sock"));
         }
-        let child = Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
+        let child = Command::new(MONITOR)
             .args(["--config", "-"])
             .env_clear()
             .stdin(Stdio::from(control))

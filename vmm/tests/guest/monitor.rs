@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-use super::held::monitor_of;
+use super::held::{MONITOR, monitor_of};
 
 /// Ends the test with a printed reason where there is no KVM.
 macro_rules! kvm_or_skip {
@@ -36,7 +36,6 @@ macro_rules! root_or_skip {
 }
 pub(crate) use root_or_skip;
 
-const MONITOR: &str = env!("CARGO_BIN_EXE_midge-vmm");
 /// By root, in a namespace of mounts that ends with it: a copy of the monitor and a `/dev/kvm` that the user may use, then the
 /// monitor as that user.
 const AS_USER: &str = r#"mount -t tmpfs none "$1" && cp "$2" "$1/monitor" && mknod -m 666 "$1/kvm" c 10 232 &&

@@ -214,6 +214,8 @@ fn a_fork_that_was_taken_over_can_do_nothing_to_its_sibling() {
         ("change the flags of a shared file", libc::SYS_fcntl, [3, u64::from(libc::F_SETFL.unsigned_abs()), 0, 0]),
         ("lock a shared file", libc::SYS_flock, [3, 2, 0, 0]),
         ("map a shared file", libc::SYS_mmap, [0, 4096, 5, 1]),
+        ("write a shared file at an offset", libc::SYS_pwrite64, [3, 0, 1, 0]),
+        ("cut a shared file", libc::SYS_ftruncate, [3, 0, 0, 0]),
     ];
     for (deed, number, arguments) in ending {
         let fork = resident.fork();

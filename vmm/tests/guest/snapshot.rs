@@ -140,7 +140,7 @@ fn a_resident_needs_a_control_socket() {
     config["cpus"] = json!(1);
     let path = resident.dir.path().join("config.json");
     fs::write(&path, config.to_string()).unwrap();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_midge-vmm"))
+    let output = std::process::Command::new(super::held::MONITOR)
         .arg("--config")
         .arg(&path)
         .stdin(std::process::Stdio::null())
