@@ -173,9 +173,7 @@ impl RunDir {
 impl Drop for RunDir {
     fn drop(&mut self) {
         for dir in [&self.bulk, &self.path] {
-            if let Err(error) = fs::remove_dir_all(dir)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = remove(dir) {
                 tracing::warn!(dir = %dir.display(), %error, "run directory left behind");
             }
         }
@@ -233,11 +231,19 @@ fn bulk_of(path: &Path, id: &str) -> Option<PathBuf> {
 }
 
 fn remove_stale(dir: &Path) {
-    match fs::remove_dir_all(dir) {
+    match remove(dir) {
         Ok(()) => tracing::debug!(dir = %dir.display(), "removed what a killed run left behind"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!(dir = %dir.display(), %error, "stale run directory stays"),
     }
+}
+
+/// Removes a directory that may be gone already. Tried twice: a thread that nobody waits for may just have put a file into it.
+fn remove(dir: &Path) -> io::Result<()> {
+    let removed = match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(dir),
+        removed => removed,
+    };
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Whether this is such a name as [`new_id`] gives.

@@ -66,11 +66,17 @@ impl Context {
         pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary)).collect()
     }
 
+    /// The directories of the runs that there are, or were.
+    pub(crate) fn run_directories(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.runtime.path().join("midge")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
     /// Fails unless every run directory is gone (waits a little: a killed monitor is reaped late).
     pub(crate) fn assert_nothing_left(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let left = entries_below(&self.runtime.path().join("midge"));
+            let left = self.run_directories();
             // Those of an emulated host are in it; here there are only the other lane's.
             let is_here = self.scaled(true, false);
             let processes = if is_here { self.monitors() } else { Vec::new() };
@@ -81,12 +87,6 @@ impl Context {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-/// Everything below `dir` but empty top directories and bookkeeping of no sandbox.
-fn entries_below(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).collect()
 }
 
 /// A call of `midge` that has not started.

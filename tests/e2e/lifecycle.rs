@@ -3,7 +3,7 @@
 //! many runs in a row. After each, nothing of Midge's is left on the host.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::templates::rounds;
 crate::tests!("lifecycle":
     Guest interrupt_at_any_stage,
     Guest termination_at_any_stage,
+    Guest termination_while_the_workspace_is_packed,
     Guest command_that_ignores_an_interrupt_ends_with_the_second,
     Guest interrupt_comes_through_though_the_input_is_full,
     Guest end_comes_though_nobody_reads_the_report,
@@ -50,6 +51,34 @@ fn interrupt_at_any_stage(context: &Context) {
 
 fn termination_at_any_stage(context: &Context) {
     ended_by(context, Signal::SIGTERM, 143);
+}
+
+/// The workspace takes some seconds to pack. (Half a GiB that takes no room on the disk.)
+fn termination_while_the_workspace_is_packed(context: &Context) {
+    let workspace = tempfile::tempdir().expect("a directory");
+    let large = std::fs::File::create(workspace.path().join("large")).expect("a file");
+    large.set_len(512 << 20).expect("a sparse file");
+    let dir = workspace.path().to_str().expect("text");
+    let running = context.midge(["run", "--workspace", dir, "--", "true"]).start();
+    let bulk = bulk_of_the_run(context, Instant::now() + Duration::from_secs(30));
+    running.signal(Signal::SIGTERM);
+    let outcome = running.finish();
+    assert_eq!(outcome.shell_code(), 143, "{outcome}");
+    context.assert_nothing_left();
+    assert!(!bulk.exists(), "left behind: {}", bulk.display());
+}
+
+/// Where the only run that there is has its large files, once one of them is there.
+fn bulk_of_the_run(context: &Context, until: Instant) -> PathBuf {
+    loop {
+        let pointers = context.run_directories().into_iter().map(|dir| dir.join("bulk"));
+        let bulks = pointers.filter_map(|pointer| std::fs::read_to_string(pointer).ok()).map(PathBuf::from);
+        if let Some(bulk) = bulks.into_iter().find(|bulk| bulk.join("workspace.erofs").exists()) {
+            return bulk;
+        }
+        assert!(Instant::now() < until, "no workspace is packed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Starts `midge` and waits for its command's first line, `ready`.
@@ -219,7 +248,7 @@ fn midge_that_is_killed(context: &Context) {
         assert_eq!(outcome.shell_code(), 137, "{outcome}");
         let deadline = Instant::now() + Duration::from_secs(10);
         let process = format!("/proc/{monitor}");
-        while std::path::Path::new(&process).exists() {
+        while Path::new(&process).exists() {
             assert!(Instant::now() < deadline, "the monitor outlives midge: {process}");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::launch::{Image, Launch, Parts, limits, overlay};
+use super::twin::new_run_dir;
 use super::{Builder, Defaults, Sandbox, binaries, kernel_file, settings};
 use crate::cache::Cache;
 use crate::error::{Error, Fault};
@@ -36,14 +37,14 @@ impl Builder {
         if forking.is_possible && forking.extra_msrs.is_empty() {
             forking.extra_msrs = extra_msrs_from_environment()?;
         }
+        let run_dir = new_run_dir()?;
         let request = Request {
             cpus: settings.cpus,
             disk_mib: settings.disk_mib,
             image,
             kernel,
-            workspace,
+            workspace: workspace.map(|dir| to_pack(dir, pack_into, &run_dir)).transpose()?,
             pack_limits,
-            pack_into,
             watch: Arc::clone(&watch),
         };
         let ready = blocking(move || request.prepare()).await?;
@@ -52,14 +53,14 @@ impl Builder {
         let place = place.find(own_kernel, &settings, host_mib, &watch).await?;
         recorder.note("place_found");
         let launch = Launch {
-            overlay: overlay(&settings, host_mib, place.is_emulated() || forking.is_possible, &ready.run_dir)?,
+            overlay: overlay(&settings, host_mib, place.is_emulated() || forking.is_possible, &run_dir)?,
             limits: limits(&settings, place.is_emulated()),
             parts: ready.parts,
             settings,
             console,
             defaults: Defaults { env, user },
             recorder,
-            run_dir: ready.run_dir,
+            run_dir,
             workspace: ready.workspace.map(Arc::new),
             forking,
             behind,
@@ -119,15 +120,29 @@ struct Request {
     disk_mib: u64,
     image: Option<String>,
     kernel: Option<PathBuf>,
-    workspace: Option<PathBuf>,
+    workspace: Option<ToPack>,
     pack_limits: PackLimits,
-    pack_into: Option<PathBuf>,
     watch: Arc<dyn Watch>,
+}
+
+/// A workspace, and the image that it becomes.
+struct ToPack {
+    dir: PathBuf,
+    into: PathBuf,
+}
+
+/// Beside the run, unless it is to outlive it. Whoever gives up the start removes the place, not the thread that packs: it may
+/// be far from done.
+fn to_pack(dir: PathBuf, into: Option<PathBuf>, run_dir: &RunDir) -> Result<ToPack, Error> {
+    let into = match into {
+        Some(into) => into,
+        None => run_dir.bulk()?.join("workspace.erofs"),
+    };
+    Ok(ToPack { dir, into })
 }
 
 struct Ready {
     parts: Parts,
-    run_dir: RunDir,
     workspace: Option<Manifest>,
 }
 
@@ -149,24 +164,18 @@ impl Request {
             initramfs::ensure(&cache, &binaries::agent()?).map_err(|error| host("initramfs")(error.into()))?;
         run_dir::sweep_default();
         groups::sweep();
-        let run_dir = RunDir::create(&run_dir::default_base(), cache.root())?;
-        let workspace = self.workspace.as_deref().map(|dir| self.pack(dir, &run_dir)).transpose()?;
+        let workspace = self.workspace.as_ref().map(|workspace| self.pack(workspace)).transpose()?;
         let parts = Parts {
             kernel,
             initramfs,
             root: Image { path: image.path, fs: image.file_system.name() },
             scratch,
-            workspace: workspace.as_ref().map(|(image, _)| image.clone()),
+            workspace: self.workspace.map(|workspace| workspace.into),
         };
-        Ok(Ready { parts, run_dir, workspace: workspace.map(|(_, manifest)| manifest) })
+        Ok(Ready { parts, workspace })
     }
 
-    /// Packs the workspace into an image beside the run, unless it is to outlive it.
-    fn pack(&self, dir: &Path, run_dir: &RunDir) -> Result<(PathBuf, Manifest), Error> {
-        let into = match &self.pack_into {
-            Some(into) => into.clone(),
-            None => run_dir.bulk()?.join("workspace.erofs"),
-        };
+    fn pack(&self, ToPack { dir, into }: &ToPack) -> Result<Manifest, Error> {
         let mut told = false;
         let mut progress = |files: u64, _bytes: u64| {
             if files > WORTH_TELLING_FILES && !told {
@@ -174,12 +183,11 @@ impl Request {
                 self.watch.begin("reading the workspace", 0);
             }
         };
-        let packed = pack(dir, &into, &self.pack_limits, &mut progress);
+        let packed = pack(dir, into, &self.pack_limits, &mut progress);
         if told {
             self.watch.end("");
         }
-        let manifest = packed.map_err(|error| Error::prepare("workspace", Fault::User, error))?;
-        Ok((into, manifest))
+        packed.map_err(|error| Error::prepare("workspace", Fault::User, error))
     }
 }
 
