@@ -17,6 +17,7 @@ crate::tests!("lifecycle":
     Guest interrupt_at_any_stage,
     Guest termination_at_any_stage,
     Guest termination_while_the_workspace_is_packed,
+    Guest termination_while_changes_are_applied,
     Guest command_that_ignores_an_interrupt_ends_with_the_second,
     Guest interrupt_comes_through_though_the_input_is_full,
     Guest end_comes_though_nobody_reads_the_report,
@@ -79,6 +80,32 @@ fn bulk_of_the_run(context: &Context, until: Instant) -> PathBuf {
         assert!(Instant::now() < until, "no workspace is packed");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// What has begun to be applied is all applied, and told.
+fn termination_while_changes_are_applied(context: &Context) {
+    const FILES: usize = 300;
+    let workspace = tempfile::tempdir().expect("a directory");
+    let dir = format!("{}:apply", workspace.path().to_str().expect("text"));
+    let script = format!("seq -w {FILES} | split -l 1 -a 4 - part.");
+    let running = context.sh(&["--workspace", &dir], &script).start();
+    let names = || {
+        let entries = workspace.path().read_dir().expect("a directory").flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let until = Instant::now() + context.scaled(Duration::from_secs(30), Duration::from_secs(90));
+    while names().is_empty() {
+        assert!(Instant::now() < until, "nothing is applied");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    running.signal(Signal::SIGTERM);
+    let outcome = running.finish();
+    // It may have been over before the signal.
+    assert!([143, 0].contains(&outcome.shell_code()), "{outcome}");
+    outcome.says(&[&format!("applied {FILES}")]);
+    let names = names();
+    assert!(names.iter().all(|name| name.starts_with("part.")) && names.len() == FILES, "{} entries", names.len());
+    context.assert_nothing_left();
 }
 
 /// Starts `midge` and waits for its command's first line, `ready`.

@@ -102,15 +102,22 @@ async fn attended(args: RunArgs, target: &Target, signals: Signals) -> u8 {
     )
 }
 
-/// Waits for a run and tells what it failed with; its exit code and that error, or the exit code of the signal that ended it first.
+/// Waits for a run and tells what it failed with; its exit code and that error, or the exit code of the signal that ended it
+/// first. What it had begun to bring back by then is brought back, and told.
 pub(super) async fn conclude(
     run: impl Future<Output = Result<u8, Error>>,
     signals: Signals,
 ) -> Result<(u8, Option<Error>), u8> {
+    let mut run = std::pin::pin!(run);
     let result = tokio::select! {
-        result = run => result,
-        // Dropping the run ends the machine, removes its directory and restores the terminal.
-        number = signals.end() => return Err(128 + number),
+        result = &mut run => result,
+        number = signals.end() => {
+            if !review::has_begun_to_apply() {
+                // Dropping the run ends the machine, removes its directory and restores the terminal.
+                return Err(128 + number);
+            }
+            run.await.map(|_| 128 + number)
+        }
     };
     Ok(match result {
         Ok(code) => (code, None),

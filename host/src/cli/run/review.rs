@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use midge::error::{Error, Fault};
 use midge::workspace::guard::Guard;
@@ -17,6 +18,21 @@ use super::terminal;
 
 /// Most of a diff that goes into a JSON report.
 const JSON_DIFF_MAX_BYTES: usize = 4 << 20;
+
+/// What comes first, once in the life of this process: applying, or the end that a signal asked for.
+static FIRST: OnceLock<First> = OnceLock::new();
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Applying,
+    End,
+}
+
+/// Whether changes are being applied, or were: the run is to go on to its end then, however it was asked to end. From here on
+/// no applying begins.
+pub(in crate::cli) fn has_begun_to_apply() -> bool {
+    *FIRST.get_or_init(|| First::End) == First::Applying
+}
 
 /// What became of the changes.
 #[derive(Debug)]
@@ -83,7 +99,7 @@ fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Err
             None
         }
     };
-    if let Some(options) = only {
+    if let Some(options) = only.filter(|_| *FIRST.get_or_init(|| First::Applying) == First::Applying) {
         let applied = changes.apply(dir, &options).map_err(|e| Error::prepare("changes to apply", Fault::Host, e))?;
         if !quiet {
             show(&format!("midge: {}{}", report(&applied), next_step(&applied))).map_err(failed)?;
