@@ -85,6 +85,7 @@ pub(crate) fn body(name: &str) {
             "restored" => crate::load::restored().await,
             "damaged" => crate::damage::damaged().await,
             "orphaned" => crate::damage::orphaned().await,
+            "rootless" => crate::rootless::body().await,
             "recorded" => crate::calls::recorded().await,
             "grouped" => crate::groups::grouped().await,
             "limited" => crate::groups::limited().await,

@@ -35,6 +35,7 @@ mod noise;
 mod peers;
 mod place;
 mod ps;
+mod rootless;
 mod shortage;
 mod stolen;
 mod templates;
@@ -68,6 +69,9 @@ fn take_signals_back() {
 }
 
 fn main() -> ExitCode {
+    if rootless::is_called() {
+        return rootless::main();
+    }
     if tracer::is_called() {
         return tracer::main();
     }
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
         workspace::TESTS,
         faults::TESTS,
         calls::TESTS,
+        rootless::TESTS,
         lifecycle::TESTS,
         containers::TESTS,
         bench::TESTS,

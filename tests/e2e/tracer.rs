@@ -18,7 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use midge_vmm::disk::overlay::Overlay;
 use midge_vmm::disk::{Base, Disk as _};
@@ -97,7 +97,8 @@ fn own_path() -> PathBuf {
     std::env::current_exe().expect("this program has a path")
 }
 
-fn beside(ending: &str) -> PathBuf {
+/// The path of this program with an ending.
+pub(crate) fn beside(ending: &str) -> PathBuf {
     let mut path = own_path().into_os_string();
     path.push(ending);
     path.into()
@@ -113,19 +114,18 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// The memory of the guest in the configuration, which stays where it is: the first datagram of the control socket.
-fn configured_mib() -> u64 {
+/// The monitor's configuration, which stays where it is: the first datagram of the control socket.
+pub(crate) fn configuration() -> serde_json::Value {
     let mut text = vec![0; 128 << 10];
     // SAFETY: `text` is alive and as long as it is said to be.
     let len = unsafe { libc::recv(0, text.as_mut_ptr().cast(), text.len(), libc::MSG_PEEK) };
     text.truncate(usize::try_from(len).unwrap_or(0));
-    let document: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    document["mem_mib"].as_u64().unwrap_or(0)
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// The parent: starts the other two and ends as the monitor does.
 fn attend(words: &[String]) -> ExitCode {
-    let mib = configured_mib().to_string();
+    let mib = configuration()["mem_mib"].as_u64().unwrap_or(0).to_string();
     let mut monitor = Command::new(own_path()).args([BECOME, &mib]).args(words).spawn().expect("a process");
     let mut tracer = Command::new(own_path())
         .args([FOLLOW, &monitor.id().to_string(), &mib])
@@ -134,15 +134,25 @@ fn attend(words: &[String]) -> ExitCode {
         .stderr(Stdio::null())
         .spawn()
         .expect("a process");
-    // Held by the monitor alone: who listens for their ends waits for its end, and not for its forks' or ours.
+    leave_streams();
+    let status = monitor.wait().expect("a child of ours");
+    // It follows forks that go on; whoever adopts it reaps it.
+    let _ = tracer.try_wait();
+    end_as(status)
+}
+
+/// Leaves the standard streams to the monitor alone: who listens for their ends waits for its end, and not for its forks' or
+/// ours.
+pub(crate) fn leave_streams() {
     for stream in 0..3 {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null").expect("there is /dev/null");
         // SAFETY: the standard streams are owned by nobody, and nothing is written to them from here on.
         unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), stream) };
     }
-    let status = monitor.wait().expect("a child of ours");
-    // It follows forks that go on; whoever adopts it reaps it.
-    let _ = tracer.try_wait();
+}
+
+/// Ends this process as the monitor did.
+pub(crate) fn end_as(status: ExitStatus) -> ExitCode {
     match (status.code(), status.signal()) {
         (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
         (None, signal) => {
