@@ -110,6 +110,14 @@ impl Side {
         Self { dir, running }
     }
 
+    /// Another of that name is refused before anything else is looked at.
+    fn has_its_name_to_itself(&self, context: &Context, name: &str) {
+        let policy = self.dir.path().join("policy.toml").display().to_string();
+        let words = ["run", "--policy", &policy, "--name", name, "--kernel", "/nonexistent/kernel", "--", "true"];
+        let holder = format!("process {} has one of that name", self.running.child.id());
+        context.midge(words).run().code(125).says(&[&format!("naming the sandbox {name}"), &holder]);
+    }
+
     /// Waits for its good end; what it printed, and its transcript.
     fn ended(self, context: &Context) -> (Outcome, String) {
         let outcome = self.running.finish().code(0);
@@ -155,6 +163,7 @@ fn two_sandboxes_talk_as_far_as_both_policies_say(context: &Context) {
     let stranger = claims(&socket, "{\"call\":\"message\",\"from\":\"stranger\",\"bytes\":1}\n");
     assert_eq!(stranger, "{\"answer\":\"unnamed\"}\n");
     assert_eq!(claims(&socket, "{\"call\":\"anything\"}\n"), "");
+    right.has_its_name_to_itself(context, "right");
 
     let (left, asked) = left.ended(context);
     let (right, answered) = right.ended(context);

@@ -34,7 +34,7 @@ use crate::sandbox::{Doors, Sandbox};
 
 pub use guest::{BASE_URL, environment, with_doors};
 pub use household::{Household, Life, Member, Over, Recording, WORKSPACE, Watcher, cwd, end, tools};
-pub use peers::message_peers;
+pub use peers::{check_name_is_free, message_peers};
 
 /// Connections of one guest, and calls of its peers, that are served at once; more wait.
 const CONNECTIONS_MAX: usize = 256;

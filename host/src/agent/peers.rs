@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, Weak};
 
-use midge_broker::peer::{Inward, PeerDoor, Place};
+use midge_broker::peer::{ClaimError, Inward, PeerDoor, Place};
 use midge_broker::{AnyStream, Later};
 use midge_policy::{Name, Policy};
 use midge_record::Recorder;
@@ -23,12 +23,32 @@ pub(super) fn door(
     policy: watch::Receiver<Arc<Policy>>,
     recorder: &Recorder,
 ) -> Result<Arc<PeerDoor>, Error> {
-    const WHAT: &str = "sandbox's name (--name)";
-    let base = private_base()?;
-    let place = Place::open(&base).map_err(|error| Error::prepare(WHAT, Fault::Host, error))?;
     let ports = Arc::new(Ports(Arc::downgrade(sandbox)));
-    PeerDoor::open(&place, name, policy, recorder.clone(), ports)
-        .map_err(|error| Error::prepare(WHAT, Fault::User, error))
+    PeerDoor::open(&place()?, name, policy, recorder.clone(), ports).map_err(unnamed)
+}
+
+/// Refuses a name that another of the user's sandboxes has, before one is started for it; without peers nobody calls it. It is
+/// taken by [`super::Household::admit`], which finds it out again.
+///
+/// # Errors
+/// The name is another's, or nothing could be found out.
+pub fn check_name_is_free(name: Option<&Name>, policy: &Policy) -> Result<(), Error> {
+    match name.filter(|_| !policy.peers().is_empty()) {
+        Some(name) => place()?.check_free(name).map_err(unnamed),
+        None => Ok(()),
+    }
+}
+
+/// What cannot be had.
+const NAME: &str = "sandbox's name (--name)";
+
+/// Where the user's sandboxes meet.
+fn place() -> Result<Place, Error> {
+    Place::open(&private_base()?).map_err(|error| Error::prepare(NAME, Fault::Host, error))
+}
+
+fn unnamed(error: ClaimError) -> Error {
+    Error::prepare(NAME, Fault::User, error)
 }
 
 /// What the child with that number of a sandbox is called; nothing where that is no name any more.

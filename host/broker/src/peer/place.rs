@@ -73,18 +73,32 @@ impl Place {
         PathBuf::from(format!("/proc/self/fd/{}/{file}", self.0.as_raw_fd()))
     }
 
+    fn socket(&self, name: &Name) -> PathBuf {
+        self.path(&format!("{name}{SUFFIX}"))
+    }
+
     /// Takes a name, also from a process that is gone; and removes what other such processes left.
     pub(super) fn claim(&self, name: &Name) -> Result<Claim, ClaimError> {
         let failed = |source| ClaimError::Io { name: name.clone(), source };
         let lock = File::open(self.path(".")).map_err(failed)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
         self.sweep().map_err(failed)?;
-        let path = self.path(&format!("{name}{SUFFIX}"));
-        if let Listens::Somebody(holder) = who_listens(&path).map_err(failed)? {
-            return Err(ClaimError::Taken { name: name.clone(), holder });
-        }
+        self.check_free(name)?;
+        let path = self.socket(name);
         let listener = UnixListener::bind(&path).map_err(failed)?;
         Ok(Claim { path, listener, _place: self.clone() })
+    }
+
+    /// Refuses a name that a sandbox has at this moment. Whether it can be had is settled when a door takes it.
+    ///
+    /// # Errors
+    /// [`ClaimError`], as it would be of [`super::PeerDoor::open`].
+    pub fn check_free(&self, name: &Name) -> Result<(), ClaimError> {
+        match who_listens(&self.socket(name)) {
+            Ok(Listens::Nobody) => Ok(()),
+            Ok(Listens::Somebody(holder)) => Err(ClaimError::Taken { name: name.clone(), holder }),
+            Err(source) => Err(ClaimError::Io { name: name.clone(), source }),
+        }
     }
 
     /// Removes sockets that nobody listens at. The directory's lock is held.
@@ -100,7 +114,7 @@ impl Place {
 
     /// Calls the sandbox of that name.
     pub(super) async fn call(&self, name: &Name) -> io::Result<UnixStream> {
-        let stream = UnixStream::connect(self.path(&format!("{name}{SUFFIX}"))).await?;
+        let stream = UnixStream::connect(self.socket(name)).await?;
         if is_own(&stream)? { Ok(stream) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }

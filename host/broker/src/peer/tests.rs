@@ -363,6 +363,10 @@ async fn name_is_one_sandboxs_while_it_lives() {
         drop(std::os::unix::net::UnixListener::bind(street.path(name)).unwrap());
     }
     std::fs::write(street.0.path().join("d"), "").unwrap();
+    let is_free = |name: &str| street.place().check_free(&name.parse().unwrap());
+    assert_eq!(is_free("a").unwrap_err().to_string(), taken.to_string());
+    is_free("b").unwrap();
+    assert!(street.path("b").exists(), "nothing is changed by looking");
     let b = claim("b").unwrap();
     assert!(street.path("a").exists() && street.path("b").exists() && !street.path("c").exists());
     drop(b);

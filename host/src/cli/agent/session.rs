@@ -61,6 +61,7 @@ impl Session<'_> {
         let task = self.task(recorded)?;
         check_servers(&self.args.mcp)?;
         let authority = Authority::new(self.args, recorded)?;
+        agent::check_name_is_free(self.args.name.as_ref(), &authority.policy)?;
         let secrets = read_secrets(&authority.policy, replay.is_none()).await?;
         let sandbox = Arc::new(self.sandbox(&authority.policy).await?);
         if let Some(workspace) = sandbox.workspace().filter(|_| !self.args.json) {

@@ -39,6 +39,7 @@ impl Asked {
         }
         let policy = load(name)?;
         check_name(args.name.as_ref(), &policy)?;
+        agent::check_name_is_free(args.name.as_ref(), &policy)?;
         let secrets = read_secrets(&policy, true).await?;
         Ok(Some(Self { policy, secrets }))
     }
