@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Two sandboxes of two processes that talk to each other, as far as both policies name the other and no further.
+//! Sandboxes of several processes that talk to each other, as far as the policies of both name the other and no further.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use crate::directed::Directed;
 crate::tests!("peers":
     Guest two_sandboxes_talk_as_far_as_both_policies_say,
     Guest two_agents_exchange_messages_by_their_tools,
+    Guest child_talks_to_its_parents_peer_under_a_name_of_its_own,
 );
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -232,5 +233,50 @@ fn two_agents_exchange_messages_by_their_tools(context: &Context) {
     let asked = asking.done();
     let answered = answering.done();
     assert!(asked.contains("done; 3 turns, 2 tool calls") && answered.contains("3 tool calls"), "{asked}\n{answered}");
+    context.assert_nothing_left();
+}
+
+/// Hears from a child and answers it; its policy names the child, and not its parent.
+const HELPER: &str = r#"
+door = mailbox()
+print(door.hear())
+print(send(door, "boss", "to you, too")["why"])
+print(send(door, "boss.1", "an answer"))
+"#;
+
+const CHILD: &str = r#"
+door = mailbox()
+print(send(door, "helper", "a question"))
+print(door.hear())
+"#;
+
+fn child_talks_to_its_parents_peer_under_a_name_of_its_own(context: &Context) {
+    let helper = Side::start(context, "helper", "[[peers]]\nname = \"boss.1\"\nmessages = true\n", HELPER);
+    let _ = called(context, "helper");
+    let policy = "version = 1\n[limits]\nmemory_mib = 192\ndisk_mib = 128\n[children]\nallowed = true\nnumber = 2\n\
+        [budget]\nturns = 20\n[[peers]]\nname = \"helper\"\nmessages = true\n";
+    let boss = Directed::under(policy)
+        .named("boss")
+        .call(
+            "peer",
+            &json!({"action": "send", "to": "helper", "text": "from the parent"}),
+            &["helper is not there, or its policy does not name boss"],
+        )
+        .call(
+            "fork",
+            &json!({"command": format!("python3 -c '{DOOR}{CHILD}'")}),
+            &["{'event': 'sent', 'id': 1}", "{'event': 'message', 'from': 'helper', 'text': 'an answer'}"],
+        )
+        .start(context);
+    let said = boss.done();
+    assert!(said.contains("left with 0"), "{said}");
+    let (helper, shown) = helper.ended(context);
+    let expected = [
+        "{'event': 'message', 'from': 'boss.1', 'text': 'a question'}",
+        "the policy of this sandbox does not allow messages to boss",
+        "{'event': 'sent', 'id': 1}\n",
+    ];
+    assert_eq!(helper.text(), expected.join("\n"), "{helper}");
+    assert!(shown.contains("message from boss.1") && !shown.contains("from the parent"), "{shown}");
     context.assert_nothing_left();
 }
