@@ -7,7 +7,6 @@
 //! without one of its rules, for each of them, and has to answer the calls that were noted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use midge::exec::Exec;
@@ -161,14 +160,8 @@ fn allows(program: &[sock_filter], call: &Call) -> bool {
 /// Runs everything under the tracer, in an emulated host of its own; gives what was noted.
 fn recorded_calls(context: &Context) -> BTreeSet<Call> {
     let dir = tempfile::Builder::new().prefix("e2e-calls-").tempdir().expect("a directory");
-    let real = format!("/midge-vmm{REAL}");
-    let programs = [("/init", "midge"), ("/midge-vmm", "e2e"), (real.as_str(), "midge-vmm")];
-    let programs = programs.map(|(name, program)| (PathBuf::from(name), context.bin.join(program)));
-    let host = Place::emulated_with(&context.bin, &programs, &dir.path().join("initramfs")).expect("an emulated host");
-    let there = |call: crate::context::Call| {
-        let call = call.limit(with_rounds(350));
-        host.environment().into_iter().fold(call, |call, (name, value)| call.env(name, value))
-    };
+    let host = Place::emulated_with_stand_in(&context.bin, REAL, dir.path()).expect("an emulated host");
+    let there = |call: crate::context::Call| call.limit(with_rounds(350)).at(&host);
     there(context.program(&context.bin.join("e2e"), ["--inside", "recorded"])).run().code(0);
     for kernel in [elf::panicking(), elf::triple_fault()] {
         let path = dir.path().join("kernel");

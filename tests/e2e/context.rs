@@ -41,10 +41,7 @@ impl Context {
             .env("XDG_RUNTIME_DIR", self.runtime.path())
             .env("TMPDIR", self.temporary.path())
             .env_remove("MIDGE_LOG");
-        for (name, value) in self.place.environment() {
-            command.env(name, value);
-        }
-        Call { command, stdin: Vec::new(), limit: CALL_MAX }
+        Call { command, stdin: Vec::new(), limit: CALL_MAX }.at(&self.place)
     }
 
     /// `midge run FLAGS -- sh -c SCRIPT`.
@@ -101,6 +98,12 @@ impl Call {
     /// Sets a variable of `midge`'s environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Has guests run in this place.
+    pub(crate) fn at(mut self, place: &Place) -> Self {
+        self.command.envs(place.environment());
         self
     }
 

@@ -62,10 +62,15 @@ impl Place {
         Self::start(options)
     }
 
-    /// Starts one with these programs in it, each under its path there, in place of those of `bin`.
-    pub(crate) fn emulated_with(bin: &Path, programs: &[(PathBuf, PathBuf)], initramfs: &Path) -> Result<Self, String> {
-        midge::initramfs::pack(programs, initramfs).map_err(|error| midge::error::chain(&error))?;
-        Self::start(EmulatedOptions { initramfs: initramfs.to_owned(), ..Self::options(bin)? })
+    /// Starts one where this test binary stands in for the monitor, which lies beside it under the same name and `ending`; what
+    /// is needed for that is packed in `dir`.
+    pub(crate) fn emulated_with_stand_in(bin: &Path, ending: &str, dir: &Path) -> Result<Self, String> {
+        let real = format!("/midge-vmm{ending}");
+        let programs = [("/init", "midge"), ("/midge-vmm", "e2e"), (real.as_str(), "midge-vmm")];
+        let programs = programs.map(|(name, program)| (PathBuf::from(name), bin.join(program)));
+        let initramfs = dir.join("initramfs");
+        midge::initramfs::pack(&programs, &initramfs).map_err(|error| midge::error::chain(&error))?;
+        Self::start(EmulatedOptions { initramfs, ..Self::options(bin)? })
     }
 
     fn options(bin: &Path) -> Result<EmulatedOptions, String> {

@@ -40,14 +40,9 @@ const LOOK: Duration = Duration::from_millis(200);
 fn monitors_of_a_user_without_rights_are_jailed_on_a_stock_kernel(context: &Context) {
     let dir = tempfile::Builder::new().prefix("e2e-rootless-").tempdir().expect("a directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
-    let real = format!("/midge-vmm{REAL}");
-    let programs = [("/init", "midge"), ("/midge-vmm", "e2e"), (real.as_str(), "midge-vmm")];
-    let programs = programs.map(|(name, program)| (PathBuf::from(name), context.bin.join(program)));
-    let host = Place::emulated_with(&context.bin, &programs, &dir.path().join("initramfs")).expect("an emulated host");
+    let host = Place::emulated_with_stand_in(&context.bin, REAL, dir.path()).expect("an emulated host");
     let inside = context.program(&context.bin.join("e2e"), ["--inside", "rootless"]).limit(with_rounds(350));
-    let inside = inside.env("MIDGE_CACHE", readable_cache(dir.path()));
-    let inside = host.environment().into_iter().fold(inside, |call, (name, value)| call.env(name, value));
-    inside.run().code(0);
+    inside.at(&host).env("MIDGE_CACHE", readable_cache(dir.path())).run().code(0);
     let processes = told(&host.console());
     let (inside, outside): (Vec<&Value>, _) = processes.iter().partition(|process| is_jailed(process));
     assert_eq!(outside.len(), 1, "one waits outside for the end: {processes:#?}");
@@ -132,13 +127,13 @@ pub(crate) fn main() -> ExitCode {
     let mut monitor =
         command.args(std::env::args().skip(1)).env_clear().uid(USER).gid(USER).spawn().expect("a process");
     leave_streams();
+    let threads = |processes: &[Value]| -> usize {
+        processes.iter().map(|process| process["threads"].as_object().map_or(0, serde_json::Map::len)).sum()
+    };
+    // As they were when most of them were there, and had most threads.
     let mut seen = Vec::new();
     let status = loop {
         let now = processes();
-        // As they were when most of them were there, and had most threads.
-        let threads = |processes: &[Value]| -> usize {
-            processes.iter().map(|process| process["threads"].as_object().map_or(0, serde_json::Map::len)).sum()
-        };
         if threads(&now) >= threads(&seen) {
             seen = now;
         }
@@ -167,14 +162,14 @@ fn describe(process: &Path) -> Value {
     let threads = tasks.map(|task| status_of(&task.path()));
     let threads: BTreeMap<String, _> =
         threads.map(|mut status| (status.remove("Name").unwrap_or_default(), status)).collect();
-    let namespaces = fs::read_dir("/proc/self/ns").expect("there are some").flatten().map(|entry| entry.file_name());
-    let apart = namespaces.filter(|kind| {
-        let theirs = fs::read_link(process.join("ns").join(kind));
-        theirs.is_ok_and(|theirs| fs::read_link(Path::new("/proc/self/ns").join(kind)).is_ok_and(|ours| ours != theirs))
-    });
-    let apart: BTreeSet<String> = apart.filter_map(|kind| kind.into_string().ok()).collect();
-    // What has yet to be made is not told apart.
-    let apart: Vec<_> = apart.into_iter().filter(|kind| !kind.ends_with("_for_children")).collect();
+    let kinds = fs::read_dir("/proc/self/ns").expect("there are some").flatten();
+    let kinds = kinds.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_apart = |kind: &String| {
+        let of = |process: &Path| fs::read_link(process.join("ns").join(kind)).ok();
+        of(process).is_some_and(|theirs| Some(theirs) != of(Path::new("/proc/self")))
+    };
+    // Those for children that are yet to be made are left out.
+    let apart: BTreeSet<_> = kinds.filter(|kind| !kind.ends_with("_for_children")).filter(is_apart).collect();
     let root = fs::read_dir(process.join("root")).map(|entries| entries.flatten().map(|entry| entry.file_name()));
     let root = root.map(|names| names.map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>());
     json!({

@@ -16,6 +16,9 @@ use crate::monitor::events::printable;
 use crate::run_dir::private_base;
 use crate::sandbox::Sandbox;
 
+/// What cannot be had, in errors.
+const NAME: &str = "sandbox's name (--name)";
+
 /// The door of the sandbox that others call `name`.
 pub(super) fn door(
     name: &Name,
@@ -38,9 +41,6 @@ pub fn check_name_is_free(name: Option<&Name>, policy: &Policy) -> Result<(), Er
         None => Ok(()),
     }
 }
-
-/// What cannot be had.
-const NAME: &str = "sandbox's name (--name)";
 
 /// Where the user's sandboxes meet.
 fn place() -> Result<Place, Error> {

@@ -28,10 +28,15 @@ enum First {
     End,
 }
 
+/// Which came first, once one of them is about to happen.
+fn first(now: First) -> First {
+    *FIRST.get_or_init(|| now)
+}
+
 /// Whether changes are being applied, or were: the run is to go on to its end then, however it was asked to end. From here on
 /// no applying begins.
 pub(in crate::cli) fn has_begun_to_apply() -> bool {
-    *FIRST.get_or_init(|| First::End) == First::Applying
+    first(First::End) == First::Applying
 }
 
 /// What became of the changes.
@@ -99,7 +104,7 @@ fn review(changes: &ChangeSet, dir: &Path, asked: Asked) -> Result<Reviewed, Err
             None
         }
     };
-    if let Some(options) = only.filter(|_| *FIRST.get_or_init(|| First::Applying) == First::Applying) {
+    if let Some(options) = only.filter(|_| first(First::Applying) == First::Applying) {
         let applied = changes.apply(dir, &options).map_err(|e| Error::prepare("changes to apply", Fault::Host, e))?;
         if !quiet {
             show(&format!("midge: {}{}", report(&applied), next_step(&applied))).map_err(failed)?;
